@@ -1,0 +1,37 @@
+"""Find at which level, where inside, and why a Large Vision-Language Model goes wrong.
+
+Public names load on first use (PEP 562), so that `import lvlm_interp` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# name -> module that defines it; a module that bears the name itself is a public submodule
+_PUBLIC = {
+    "ResultTable": "lvlm_interp.results",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}")
+    loaded = import_module(module)
+    value = loaded if module == f"{__name__}.{name}" or module.endswith(f".{name}") else getattr(loaded, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _hint(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, __all__, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
