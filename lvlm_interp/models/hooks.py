@@ -1,0 +1,211 @@
+"""The switchboard: the one place where hooks meet a model.
+
+A `Tap` says where in the module graph a site's value passes and how to see it in the site's
+shape. Visitors connect to taps; one line per module and direction holds them in order (edits
+before readers), so a reader always sees what flows on, in whatever order contexts were entered.
+Hooks exist only while a visitor is connected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_interp.errors import SiteError
+
+EDIT, READ = 0, 1
+"""Order of visitors on one line."""
+
+Visitor = Callable[[Tensor], Tensor | None]
+"""Gets a site's value; returns the new value, or None to leave it."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How a site sees a raw tensor, and how a new value goes back into it."""
+
+    read: Callable[[Tensor], Tensor]
+    write: Callable[[Tensor, Tensor], Tensor]
+
+    def then(self, inner: View) -> View:
+        """This view first, `inner` on what it sees."""
+        return View(
+            lambda raw: inner.read(self.read(raw)),
+            lambda raw, new: self.write(raw, inner.write(self.read(raw), new)),
+        )
+
+
+AS_IS = View(lambda raw: raw, lambda raw, new: new)
+BATCH_OF_ONE = View(lambda raw: raw[None], lambda raw, new: new[0])
+"""For towers that flatten the patches of all images into one axis."""
+
+
+def heads(n: int, d_head: int) -> View:
+    """`... head*d_head` seen as `... head d_head`."""
+    return View(
+        lambda raw: raw.unflatten(-1, (n, d_head)), lambda raw, new: new.flatten(start_dim=-2)
+    )
+
+
+def fused_heads(index: int, n: int, d_head: int) -> View:
+    """One of q, k, v (index 0, 1, 2) out of `... 3*head*d_head`."""
+
+    def write(raw: Tensor, new: Tensor) -> Tensor:
+        parts = list(raw.unflatten(-1, (3, n, d_head)).unbind(-3))
+        parts[index] = new
+        return torch.stack(parts, dim=-3).flatten(start_dim=-3)
+
+    return View(lambda raw: raw.unflatten(-1, (3, n, d_head))[..., index, :, :], write)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a site's value passes.
+
+    Attributes:
+        module: The module at which it passes.
+        where: `input` or `output` of the module's forward; `input_in_place`, where the caller also
+            uses the tensor (a residual stream that a norm and a skip connection share); or a part
+            of the attention function: `rot_q`, `rot_k`, `scores`, `pattern`.
+        view: How the site sees it.
+        keyword: Name of the input when it is passed by name.
+    """
+
+    module: nn.Module
+    where: str
+    view: View = AS_IS
+    keyword: str = "hidden_states"
+
+
+ATTENTION_PARTS = ("rot_q", "rot_k", "scores", "pattern")
+
+
+@dataclass(eq=False)
+class _Visit:
+    order: int
+    view: View
+    visitor: Visitor
+    name: str
+
+
+@dataclass(eq=False)
+class Line:
+    """The visitors of one tensor, in order."""
+
+    visits: list[_Visit] = field(default_factory=list)
+    handle: Any = None
+
+    def carry(self, raw: Tensor) -> Tensor:
+        """Pass the tensor by every visitor and return what flows on."""
+        for visit in self.visits:
+            value = visit.view.read(raw)
+            new = visit.visitor(value)
+            if new is not None:
+                raw = visit.view.write(raw, _checked(new, value, visit.name))
+        return raw
+
+
+def _checked(new: Tensor, old: Tensor, name: str) -> Tensor:
+    if not isinstance(new, Tensor):
+        raise SiteError(f"The edit at {name} returned {type(new).__name__}, not a tensor.")
+    if new.shape != old.shape:
+        raise SiteError(
+            f"The edit at {name} returned shape {tuple(new.shape)}; the site has {tuple(old.shape)}."
+        )
+    return new.to(dtype=old.dtype, device=old.device)
+
+
+class Switchboard:
+    """Connects visitors to taps and keeps exactly the hooks that are needed."""
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[int, str, str], Line] = {}
+        self.attention: dict[int, dict[str, Line]] = {}
+        """Lines inside the attention function, by id of the attention module and part."""
+
+    @contextmanager
+    def connect(self, tap: Tap, visitor: Visitor, order: int, name: str) -> Iterator[None]:
+        """Let a visitor see (and change) what passes a tap while the context is open."""
+        key = (id(tap.module), tap.where, tap.keyword)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = self._open(tap)
+        visit = _Visit(order, tap.view, visitor, name)
+        line.visits.append(visit)
+        line.visits.sort(key=lambda each: each.order)
+        try:
+            yield
+        finally:
+            line.visits.remove(visit)
+            if not line.visits:
+                del self._lines[key]
+                self._close(tap, line)
+
+    @contextmanager
+    def connect_all(self, items: list[tuple[Tap, Visitor, str]], order: int) -> Iterator[None]:
+        """Connect several visitors; all are gone afterwards, also on an exception."""
+        with ExitStack() as stack:
+            for tap, visitor, name in items:
+                stack.enter_context(self.connect(tap, visitor, order, name))
+            yield
+
+    @property
+    def wants_attention(self) -> bool:
+        """Whether anything is connected inside an attention function."""
+        return bool(self.attention)
+
+    def _open(self, tap: Tap) -> Line:
+        line = Line()
+        if tap.where in ATTENTION_PARTS:
+            self.attention.setdefault(id(tap.module), {})[tap.where] = line
+        elif tap.where == "output":
+            # First in the queue: transformers installs hooks of its own that copy outputs, and a
+            # hook behind them edits what nobody reads.
+            hook = _output_hook(line)
+            line.handle = tap.module.register_forward_hook(hook, prepend=True)
+        elif tap.where in ("input", "input_in_place"):
+            hook = _input_hook(line, tap.keyword, in_place=tap.where == "input_in_place")
+            line.handle = tap.module.register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+        else:
+            raise SiteError(f"A tap cannot be at {tap.where!r}.")
+        return line
+
+    def _close(self, tap: Tap, line: Line) -> None:
+        if line.handle is not None:
+            line.handle.remove()
+            return
+        parts = self.attention[id(tap.module)]
+        del parts[tap.where]
+        if not parts:
+            del self.attention[id(tap.module)]
+
+
+def _output_hook(line: Line) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        raw = output[0] if isinstance(output, tuple) else output
+        new = line.carry(raw)
+        if new is raw:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return hook
+
+
+def _input_hook(line: Line, keyword: str, *, in_place: bool) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        named = keyword in kwargs
+        raw = kwargs[keyword] if named else args[0]
+        new = line.carry(raw)
+        if new is raw:
+            return None
+        if in_place:
+            raw.copy_(new)
+            return None
+        return (args, {**kwargs, keyword: new}) if named else ((new, *args[1:]), kwargs)
+
+    return hook

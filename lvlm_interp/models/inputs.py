@@ -1,0 +1,162 @@
+"""Inputs: everything one forward needs, kept together, with a TokenMap for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.models.family import Family, ImageContext
+from lvlm_interp.tokens import ImageLayout, TokenMap
+
+PER_ROW = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs(Mapping[str, Any]):
+    """The model's own inputs, and what each position of each row is.
+
+    Attributes:
+        tensors: Inputs by the model's names: ids, masks, pixels, grids, token types.
+        tokens: One map per row.
+        examples: What the rows were made of, where they were made by `LVLM.prepare`.
+    """
+
+    tensors: Mapping[str, Any]
+    tokens: tuple[TokenMap, ...]
+    examples: tuple[Any, ...] = field(default=(), repr=False)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of rows."""
+        return len(self.tokens)
+
+    @property
+    def last(self) -> Tensor:
+        """Position at which each row's answer is predicted; shape `batch`."""
+        return torch.tensor([tokens.last for tokens in self.tokens])
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
+        """The same inputs on a device, floating-point ones in a dtype."""
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            floating = value.is_floating_point() and dtype is not None
+            return value.to(device, dtype) if floating else value.to(device)
+
+        return replace(self, tensors={name: move(value) for name, value in self.tensors.items()})
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else name
+            for name, value in self.tensors.items()
+        )
+        return f"Inputs({self.batch_size} rows: {shapes})"
+
+
+def check(family: Family, config: Any, tensors: Mapping[str, Any]) -> None:
+    """Refuse inputs that would run without their image, or an image that has no place.
+
+    Raises:
+        InputError: No ids; placeholders without pixels (or a missing companion input); pixels
+            without placeholders.
+    """
+    if tensors.get("input_ids") is None:
+        raise InputError("The inputs have no 'input_ids': pass the model's own inputs by name.")
+    slots = count_slots(family, config, tensors["input_ids"])
+    missing = [name for name in family.needs if tensors.get(name) is None]
+    if slots and missing:
+        raise InputError(
+            f"The prompt holds {slots} image placeholders but {', '.join(missing)} is missing: "
+            "a run without its image is refused. Build the inputs with model.prepare()."
+        )
+    if not slots and tensors.get("pixel_values") is not None:
+        raise InputError(
+            "There is an image but the prompt holds no image placeholder, so nothing would read "
+            "it: put the image into the chat template, or let model.prepare() do so."
+        )
+
+
+def count_slots(family: Family, config: Any, input_ids: Tensor) -> int:
+    """Number of image placeholders in a batch."""
+    token = getattr(config, family.image_token, None)
+    return 0 if token is None else int((input_ids == token).sum())
+
+
+def token_maps(
+    family: Family,
+    config: Any,
+    processor: Any,
+    tensors: Mapping[str, Any],
+    sizes: Sequence[Sequence[tuple[int, int]]] | None,
+    prompts: Sequence[str | None],
+) -> tuple[TokenMap, ...]:
+    """One map per row of a batch.
+
+    Args:
+        family, config, processor: Of the model; the processor may be None.
+        tensors: The model's inputs.
+        sizes: (width, height) of each image of each row; None when unknown.
+        prompts: The user's words of each row.
+    """
+    ids = tensors["input_ids"].cpu().numpy()
+    mask = tensors.get("attention_mask")
+    tokenizer = getattr(processor, "tokenizer", None)
+    counts = [len(row) for row in sizes] if sizes is not None else _images_per_row(tensors, ids)
+    maps, first = [], 0
+    for row, count in enumerate(counts):
+        layouts: list[ImageLayout] = []
+        if count:
+            known = tuple(sizes[row]) if sizes is not None else (None,) * count
+            context = ImageContext(config, processor, tensors, row, known, first)
+            layouts = family.layout(context)
+        first += count
+        maps.append(
+            TokenMap.build(
+                ids[row],
+                image_token=getattr(config, family.image_token, None),
+                layouts=layouts,
+                attention_mask=None if mask is None else mask[row].cpu().numpy(),
+                special_ids=_special_ids(tokenizer),
+                tokenizer=tokenizer,
+                prompt=prompts[row],
+            )
+        )
+    return tuple(maps)
+
+
+def _special_ids(tokenizer: Any) -> Sequence[int]:
+    # An unknown word is still a word of the prompt.
+    return [] if tokenizer is None else [
+        i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id
+    ]
+
+
+def _images_per_row(tensors: Mapping[str, Any], ids: np.ndarray) -> list[int]:
+    """Without the original images: the pixels are spread evenly over the rows."""
+    pixels = tensors.get("pixel_values")
+    if pixels is None:
+        return [0] * len(ids)
+    grid = tensors.get("image_grid_thw")
+    n_images = len(pixels) if grid is None else len(grid)
+    if n_images % len(ids):
+        raise InputError(
+            f"{n_images} images cannot be told apart over {len(ids)} rows: wrap the model with its "
+            "processor and use prepare()."
+        )
+    return [n_images // len(ids)] * len(ids)

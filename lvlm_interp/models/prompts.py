@@ -1,0 +1,115 @@
+"""From an image and a question to the model's own inputs, by its own processor and template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from lvlm_interp.errors import InputError
+
+Sizes = list[list[tuple[int, int]]]
+
+
+def build_batch(
+    processor: Any, rows: list[Any], padding_side: str
+) -> tuple[dict[str, Any], Sizes, list[str]]:
+    """Tensors of a batch, the size of every image, and the user's words of each row.
+
+    Raises:
+        InputError: There is no processor, or an image cannot be opened.
+    """
+    if processor is None:
+        raise InputError(
+            "This model was wrapped without a processor: pass one to li.wrap(), or give the "
+            "model's own inputs as a mapping of tensors."
+        )
+    images = [[open_image(image) for image in _images(row)] for row in rows]
+    prompts = [_prompt(row) for row in rows]
+    texts = [render(processor, prompt, len(row)) for prompt, row in zip(prompts, images, strict=True)]
+    flat = [image for row in images for image in row]
+    tensors = processor(
+        text=texts,
+        images=images if flat else None,
+        padding=True,
+        padding_side=padding_side,
+        return_tensors="pt",
+        add_special_tokens=not _starts_with_bos(processor, texts[0]),
+    )
+    sizes = [[image.size for image in row] for row in images]
+    return dict(tensors), sizes, prompts
+
+
+def render(processor: Any, prompt: str, n_images: int, answer: str | None = None) -> str:
+    """The text that the model reads, up to where it answers (or with the answer behind it).
+
+    Processors without a chat template take the bare prompt and add the image themselves.
+    """
+    if not getattr(processor, "chat_template", None):
+        return prompt if answer is None else f"{prompt} {answer}"
+    content = [{"type": "image"}] * n_images + [{"type": "text", "text": prompt}]
+    turns = [{"role": "user", "content": content}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return processor.apply_chat_template(
+        turns, add_generation_prompt=answer is None, tokenize=False
+    )
+
+
+def answer_id(processor: Any, answer: str) -> int:
+    """Id of the first token with which the template continues into an answer.
+
+    Raises:
+        InputError: The tokenizer does not know the word.
+    """
+    tokenizer = processor.tokenizer
+    prompt = render(processor, "is it", 0)
+    whole = render(processor, "is it", 0, answer)
+    special = not _starts_with_bos(processor, prompt)
+    before = tokenizer(prompt, add_special_tokens=special).input_ids
+    after = tokenizer(whole, add_special_tokens=special).input_ids
+    start = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before)
+    )
+    token = after[start] if start < len(after) else tokenizer.unk_token_id
+    if token == tokenizer.unk_token_id:
+        raise InputError(f"The model's tokenizer has no token for the answer {answer!r}.")
+    return token
+
+
+def open_image(image: Any) -> Image.Image:
+    """A PIL image in RGB from a PIL image or a path.
+
+    Raises:
+        InputError: There is no such file, or it is no image.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    path = Path(image)
+    if not path.is_file():
+        raise InputError(f"There is no image file {path}.")
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"The file {path} is not an image that Pillow can read.") from error
+
+
+def _images(row: Any) -> list[Any]:
+    image = row[0] if isinstance(row, tuple) else row.image
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [image]
+
+
+def _prompt(row: Any) -> str:
+    prompt = row[1] if isinstance(row, tuple) else row.prompt
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InputError(f"A prompt must be a non-empty text, not {prompt!r}.")
+    return prompt
+
+
+def _starts_with_bos(processor: Any, text: str) -> bool:
+    bos = processor.tokenizer.bos_token
+    return bos is not None and text.startswith(bos)
