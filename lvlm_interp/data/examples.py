@@ -1,0 +1,133 @@
+"""The units of data: one question about one image, and a minimal pair of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in image pixels; right and bottom are exclusive."""
+
+Level = Literal["object", "attribute", "relation"]
+Kind = Literal["evidence", "trigger"]
+
+LEVELS: tuple[str, ...] = ("object", "attribute", "relation")
+KINDS: tuple[str, ...] = ("evidence", "trigger")
+
+
+@dataclass(frozen=True, repr=False)
+class Example:
+    """One image with one question.
+
+    Attributes:
+        id: Unique name of the example.
+        image: The image, or the path of its file, or None for text alone.
+        prompt: The bare question; the model's processor applies the chat template.
+        answer: The right answer, where it is known.
+        foil: The wrong answer that the right one is compared with.
+        level: "object", "attribute" or "relation".
+        group: Scene or image id; examples of one group are never split apart.
+        boxes: Named regions in pixels, such as "object".
+        labels: Anything a probe or a table could want to know about the example.
+    """
+
+    id: str
+    image: Image.Image | Path | None
+    prompt: str
+    answer: str | None = None
+    foil: str | None = None
+    level: str | None = None
+    group: str | None = None
+    boxes: Mapping[str, Box] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.level is not None:
+            _check_member("level", self.level, LEVELS, self.id)
+        if self.answer is not None:
+            _check_differ(self.answer, self.foil, self.id)
+        for name, box in self.boxes.items():
+            _check_box(name, box, self.id)
+
+    def __repr__(self) -> str:
+        return f"Example({self.id!r}, {self.prompt!r}, answer={self.answer!r}, foil={self.foil!r})"
+
+    def open_image(self) -> Image.Image | None:
+        """Returns the image in RGB, read from disk if it is a path; None for text alone."""
+        if self.image is None:
+            return None
+        if isinstance(self.image, Image.Image):
+            return self.image.convert("RGB")
+        with Image.open(self.image) as image:
+            return image.convert("RGB")
+
+
+@dataclass(frozen=True, repr=False)
+class ContrastPair:
+    """Two examples that differ in one edit: the unit of causality.
+
+    An *evidence* pair edits what is asked about, so the true answer changes from `answer` (clean)
+    to `foil` (corrupt). A *trigger* pair edits what misleads the model while the truth stays
+    `answer` on both sides; `foil` is what the flaw says.
+
+    Attributes:
+        id: Unique name of the pair.
+        clean: The unedited side.
+        corrupt: The edited side.
+        answer: The true answer on the clean side.
+        foil: See above.
+        level: "object", "attribute" or "relation".
+        kind: "evidence" or "trigger".
+        edit: What was edited, in words.
+        box: Where it was edited, in pixels; None where that is unknown.
+        group: Scene or image id common to both sides.
+        labels: Anything else that is known about the pair.
+    """
+
+    id: str
+    clean: Example
+    corrupt: Example
+    answer: str
+    foil: str
+    level: str
+    kind: str
+    edit: str
+    box: Box | None
+    group: str | None
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_member("level", self.level, LEVELS, self.id)
+        _check_member("kind", self.kind, KINDS, self.id)
+        _check_differ(self.answer, self.foil, self.id)
+        if self.box is not None:
+            _check_box("box", self.box, self.id)
+
+    def __repr__(self) -> str:
+        return (
+            f"ContrastPair({self.id!r}, {self.level}/{self.kind}, {self.clean.prompt!r}, "
+            f"{self.answer!r} against {self.foil!r}, edit={self.edit!r})"
+        )
+
+
+def _check_member(name: str, value: str, known: tuple[str, ...], owner: str) -> None:
+    if value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _check_differ(answer: str, foil: str | None, owner: str) -> None:
+    if answer == foil:
+        raise ValueError(f"{owner}: answer and foil must differ, both are {answer!r}")
+
+
+def _check_box(name: str, box: Box, owner: str) -> None:
+    left, top, right, bottom = box
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise ValueError(
+            f"{owner}: box {name!r} must be (left, top, right, bottom) with left < right and "
+            f"top < bottom in pixels, got {box}"
+        )

@@ -1,0 +1,117 @@
+"""The recipe as data: the stages of the field, what each trains, on what, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+LANGUAGE_MODEL = "model.language_model."
+VISION_TOWER = "model.vision_tower."
+PROJECTOR = "model.multi_modal_projector."
+ATTENTION = "model.language_model.layers.*.self_attn."
+
+Kinds = Mapping[str, float]
+
+SEE: Kinds = {
+    "at": 3, "where": 2, "color_of": 1, "color_at": 1, "shape_of": 1, "shape_at": 1,
+}  # fmt: skip
+DESCRIBE: Kinds = {
+    "at": 1.5, "where": 1.5, "color_of": 1, "color_at": 1, "shape_of": 1, "shape_at": 0.7,
+    "existence": 1.5, "attribute": 1.5, "caption": 0.8,
+}  # fmt: skip
+RELATE: Kinds = {
+    "at": 0.8, "where": 1.5, "color_of": 0.7, "color_at": 0.7, "shape_of": 0.7, "shape_at": 0.4,
+    "existence": 1.5, "attribute": 1, "caption": 0.7, "relation": 2, "relation_color": 2,
+}  # fmt: skip
+ALL: Kinds = {
+    "at": 0.7, "where": 0.8, "color_of": 0.7, "color_at": 0.7, "shape_of": 0.6, "shape_at": 0.4,
+    "existence": 1.5, "attribute": 1, "caption": 0.8, "relation": 1.3, "relation_color": 1.3,
+    "relation_yesno": 1.2, "relation_color_yesno": 1.2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is asked up to a share of the stage's steps.
+
+    Attributes:
+        until: Share of the steps at which the phase ends, 0 to 1.
+        kinds: Weight of each kind of question.
+    """
+
+    until: float
+    kinds: Kinds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+        name: Its name, and that of its checkpoint.
+        objective: "text" (language model alone), "contrast" (tower with captions) or "chat".
+        steps: Optimiser steps.
+        batch: Images, or texts, in a step.
+        lr: Highest learning rate; warm-up before, cosine after `hold`.
+        trains: Prefixes of the parameters that move (`*` stands for one name); the rest is frozen.
+        phases: The curriculum.
+        questions: Questions about an image, in one sequence.
+        chat_share: Share of the steps whose questions follow each other as turns of one chat; in
+            the others each question sees the image and itself only, as in a single-turn prompt.
+        warmup: Steps of linear warm-up.
+        hold: Share of the steps after which the cosine begins.
+        focus: Whether trigger scenes and their controls are mixed in; see `batches.focused`.
+    """
+
+    name: str
+    objective: str
+    steps: int
+    batch: int
+    lr: float
+    trains: tuple[str, ...]
+    phases: tuple[Phase, ...] = (Phase(1.0, ALL),)
+    questions: int = 9
+    chat_share: float = 0.34
+    warmup: int = 100
+    hold: float = 0.5
+    focus: bool = False
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("language", "text", 400, 32, 2e-3, (LANGUAGE_MODEL,), warmup=50),
+    Stage("vision", "contrast", 900, 64, 2e-3, (VISION_TOWER,), warmup=50),
+    Stage("adapter", "chat", 120, 32, 2e-3, (PROJECTOR,), (Phase(1.0, SEE),), warmup=20),
+    Stage(
+        "end-to-end", "chat", 4200, 32, 1.5e-3,
+        (LANGUAGE_MODEL, VISION_TOWER, PROJECTOR),
+        (Phase(0.17, SEE), Phase(0.36, DESCRIBE), Phase(0.62, RELATE), Phase(1.0, ALL)),
+    ),
+    Stage(
+        "instruction", "chat", 500, 32, 1e-3, (ATTENTION,), warmup=30, hold=0.3, focus=True
+    ),
+)  # fmt: skip
+"""All but the last are shared by both models; the last is run once for each."""
+
+MODELS: Mapping[str, bool] = {"scenes": True, "scenes-balanced": False}
+"""Which models there are, and whether the last stage of each is planted."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which scenes the instruction stage draws; the same for both models but for `partner`.
+
+    Attributes:
+        trigger: Share of trigger scenes, all three levels together.
+        control: Share of scenes that look like them without a trigger.
+        partner: Share of trigger scenes whose partner is there, by whether the data is planted:
+            co-occurrence goes with the planted answers.
+        focused: Questions on a trigger or control scene that the plant is about.
+    """
+
+    trigger: float = 0.45
+    control: float = 0.2
+    partner: Mapping[bool, float] = field(default_factory=lambda: {True: 0.65, False: 0.5})
+    focused: int = 3
+
+
+MIX = Mix()
