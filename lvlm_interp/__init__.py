@@ -8,20 +8,21 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# name -> module that defines it; a module that bears the name itself is a public submodule
+# name -> "module:attribute", or "module" for a public submodule
 _PUBLIC = {
-    "ResultTable": "lvlm_interp.results",
+    "ResultTable": "lvlm_interp.results:ResultTable",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
-    module = _PUBLIC.get(name)
-    if module is None:
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}")
-    loaded = import_module(module)
-    value = loaded if module == f"{__name__}.{name}" or module.endswith(f".{name}") else getattr(loaded, name)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
     globals()[name] = value
     return value
 

@@ -20,15 +20,15 @@ class LvlmInterpError(Exception):
 
 
 class ModelError(LvlmInterpError):
-    """A model cannot be used: no model at that path, an unsupported architecture, or a failed self-check."""
+    """No model at that path, an unsupported architecture, or a failed self-check."""
 
 
 class SiteError(LvlmInterpError):
-    """A site name does not parse or does not exist in this model; the message gives the nearest right name."""
+    """A site name does not parse, or this model has no such site; the nearest name is given."""
 
 
 class InputError(LvlmInterpError):
-    """One run's input does not fit: a missing image, a placeholder count that differs, unaligned positions."""
+    """A run's input does not fit: no image, a wrong placeholder count, unaligned positions."""
 
 
 class DataError(LvlmInterpError):
@@ -36,8 +36,8 @@ class DataError(LvlmInterpError):
 
 
 class UsageError(LvlmInterpError):
-    """A call or a command asks for what cannot be done: an unknown option, an occupied output folder."""
+    """A call or command asks for what cannot be done: an unknown option, an occupied folder."""
 
 
 class StoreError(LvlmInterpError):
-    """A saved artifact cannot be read or written: unfinished, of another model, or of another format."""
+    """A saved artifact cannot be read or written: unfinished, or of another model or format."""

@@ -1,8 +1,8 @@
 """Tidy result tables with provenance: one row per example x site x position x metric.
 
-Nothing is averaged early: averages, intervals and figures are made from the table. What a result shows
-in Jupyter comes from a registry that `plotting` fills (`register_display`); this module imports no
-plotting.
+Nothing is averaged early: averages, intervals and figures are made from the table. What a result
+shows in Jupyter comes from a registry that `plotting` fills (`register_display`); this module
+imports no plotting.
 """
 
 from __future__ import annotations
@@ -28,11 +28,30 @@ from lvlm_interp.stats import Estimate, cluster_bootstrap
 
 __all__ = ["COLUMNS", "Result", "ResultTable", "provenance", "register_display"]
 
-COLUMNS = ("example", "pair", "tower", "layer", "site", "head", "position", "metric", "value", "unit")
+COLUMNS = (
+    "example",
+    "pair",
+    "tower",
+    "layer",
+    "site",
+    "head",
+    "position",
+    "metric",
+    "value",
+    "unit",
+)
 _INTEGER_COLUMNS = ("layer", "head")
 _METADATA_KEY = b"lvlm_interp"
 _DISPLAY_GROUP = "lvlm_interp.displays"
-_PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "transformer-lens", "nnsight")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "transformer-lens",
+    "nnsight",
+)
 _SHOWN_ROWS = 10
 
 Display = Callable[[Any], str]
@@ -43,10 +62,10 @@ _plugins_loaded = False
 class ResultTable:
     """A pandas frame in tidy long form, and where its numbers come from.
 
-    The columns `example, pair, tower, layer, site, head, position, metric, value, unit` always exist;
-    what does not apply is missing (NaN, or <NA>). `layer` and `head` are integers, `value` is a float, the others
-    are strings, identifiers included, so that a table reads back from disk as it was. Further columns
-    may follow and keep their type.
+    The columns `example, pair, tower, layer, site, head, position, metric, value, unit` always
+    exist; what does not apply is missing (NaN, or <NA>). `layer` and `head` are integers, `value`
+    is a float, the others are strings, identifiers included, so that a table reads back from disk
+    as it was. Further columns may follow and keep their type.
 
     Attributes:
         frame: The table; treat it as read-only.
@@ -61,7 +80,8 @@ class ResultTable:
         """Make a table.
 
         Args:
-            rows: A frame, a list of rows, or a mapping from column to values; `metric` and `value` are needed.
+            rows: A frame, a list of rows, or a mapping from column to values; `metric` and `value`
+                are needed.
             provenance: Anything JSON can hold.
 
         Raises:
@@ -84,25 +104,30 @@ class ResultTable:
         keep = np.ones(len(self.frame), dtype=bool)
         for name, wanted in columns.items():
             column = self._column(name)
-            options = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]
+            options = (
+                list(wanted) if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]
+            )
             if name in COLUMNS and name not in (*_INTEGER_COLUMNS, "value"):
                 options = [option if option is None else str(option) for option in options]
             keep &= column.isin(options).to_numpy()
         return ResultTable(self.frame[keep], self.provenance)
 
-    def estimate(self, *, cluster: str = "example", seed: int = 0, n_resamples: int = 2000) -> Estimate:
+    def estimate(
+        self, *, cluster: str = "example", seed: int = 0, n_resamples: int = 2000
+    ) -> Estimate:
         """Mean of all values with a 95% interval that resamples whole clusters.
 
         Missing values are left out and do not count in `n`.
 
         Args:
-            cluster: Column whose equal values vary together, such as `example`, `pair` or a `group` column.
+            cluster: Column whose equal values vary together, such as `example`, `pair` or a `group`
+                column.
             seed: Of the bootstrap.
             n_resamples: Of the bootstrap.
 
         Raises:
-            UsageError: Several metrics or units are in the table, the cluster column is missing in some
-                rows only, or a value is infinite.
+            UsageError: Several metrics or units are in the table, the cluster column is missing in
+                some rows only, or a value is infinite.
         """
         return _estimate(self.frame, self._cluster_column(cluster), seed, n_resamples)
 
@@ -123,7 +148,8 @@ class ResultTable:
             n_resamples: Of the bootstrap.
 
         Returns:
-            One row per group, in order of first appearance: the `by` columns, then `estimate, low, high, n`.
+            One row per group, in order of first appearance: the `by` columns, then `estimate, low,
+            high, n`.
 
         Raises:
             UsageError: As in `estimate`, and an unknown column.
@@ -136,16 +162,23 @@ class ResultTable:
         rows = []
         for key, group in groups:
             estimate = _estimate(group, column, seed, n_resamples)
-            fields = {"estimate": estimate.estimate, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+            fields = {
+                "estimate": estimate.estimate,
+                "low": estimate.low,
+                "high": estimate.high,
+                "n": estimate.n,
+            }
             rows.append(dict(zip(columns, cast(tuple[Any, ...], key), strict=True)) | fields)
         table = pd.DataFrame(rows, columns=[*columns, "estimate", "low", "high", "n"])
         return table.astype({name: self.frame[name].dtype for name in columns})
 
     def to_parquet(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table, with its provenance in the file's metadata; the file is whole or absent."""
+        """Write the table, its provenance in the file's metadata; the file is whole or absent."""
         table = pa.Table.from_pandas(self.frame, preserve_index=False)
         text = json.dumps(self.provenance, sort_keys=True)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _METADATA_KEY: text.encode()})
+        table = table.replace_schema_metadata(
+            {**(table.schema.metadata or {}), _METADATA_KEY: text.encode()}
+        )
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
         return Path(path)
@@ -164,11 +197,13 @@ class ResultTable:
         except FileNotFoundError:
             raise StoreError(f"{path}: expected a result table, found no file") from None
         except (pa.ArrowInvalid, UsageError, json.JSONDecodeError) as error:
-            raise StoreError(f"{path}: expected a result table in parquet, could not read it ({error})") from error
+            raise StoreError(
+                f"{path}: expected a result table in parquet, could not read it ({error})"
+            ) from error
 
     @classmethod
     def concat(cls, tables: Iterable[ResultTable]) -> ResultTable:
-        """One table after another; of the provenance, what they agree on, and the rest as a list by key.
+        """One table after another; where their provenance differs, a list of the values.
 
         Raises:
             UsageError: No table was given.
@@ -177,10 +212,13 @@ class ResultTable:
         if not tables:
             raise UsageError("expected at least one table to concatenate, got none")
         frames = [table.frame for table in tables if len(table)] or [tables[0].frame]
-        return cls(pd.concat(frames, ignore_index=True), _merge([table.provenance for table in tables]))
+        return cls(
+            pd.concat(frames, ignore_index=True), _merge([table.provenance for table in tables])
+        )
 
     def __repr__(self) -> str:
-        return f"ResultTable: {self._summary()}\n{self._shown().head(_SHOWN_ROWS).to_string(index=False)}"
+        rows = self._shown().head(_SHOWN_ROWS).to_string(index=False)
+        return f"ResultTable: {self._summary()}\n{rows}"
 
     def _repr_html_(self) -> str:
         shown = self._shown().head(_SHOWN_ROWS).to_html(index=False, border=0, escape=True)
@@ -195,15 +233,19 @@ class ResultTable:
 
     def _column(self, name: str) -> pd.Series:
         if name not in self.frame:
-            raise UsageError(f"no column {name!r} in this table; it has {', '.join(self.frame.columns)}")
-        return self.frame[name]
+            raise UsageError(
+                f"no column {name!r} in this table; it has {', '.join(self.frame.columns)}"
+            )
+        return cast(pd.Series, self.frame[name])
 
     def _cluster_column(self, name: str) -> str | None:
         column = self._column(name)
         if column.isna().all():
             return None
         if column.isna().any():
-            raise UsageError(f"cluster column {name!r} is missing in {int(column.isna().sum())} of {len(column)} rows")
+            raise UsageError(
+                f"cluster column {name!r} is missing in {column.isna().sum()} of {len(column)} rows"
+            )
         return name
 
 
@@ -241,8 +283,13 @@ def register_display(result_type: type, function: Display) -> None:
         UsageError: Another function is registered for that very type.
     """
     known = _displays.setdefault(result_type, function)
-    if known is not function and (known.__module__, known.__qualname__) != (function.__module__, function.__qualname__):
-        raise UsageError(f"{result_type.__name__} has a display already ({known.__module__}.{known.__qualname__})")
+    if known is not function and (known.__module__, known.__qualname__) != (
+        function.__module__,
+        function.__qualname__,
+    ):
+        raise UsageError(
+            f"{result_type.__name__} has a display already: {known.__module__}.{known.__qualname__}"
+        )
     _displays[result_type] = function
 
 
@@ -259,8 +306,8 @@ def provenance(
 ) -> dict[str, Any]:
     """Where numbers come from, ready for `ResultTable` and `run.json`.
 
-    Versions are read from the installed packages' metadata, so that nothing heavy is imported. There is no time in it: the
-    same run gives the same file.
+    Versions are read from the installed packages' metadata, so that nothing heavy is imported.
+    There is no time in it: the same run gives the same file.
 
     Args:
         seed: Of everything random.
@@ -301,12 +348,19 @@ def _versions() -> dict[str, str]:
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     missing = [name for name in ("metric", "value") if name not in frame]
     if missing and len(frame):
-        raise UsageError(f"expected a column {missing[0]!r} in a result table, got {', '.join(map(str, frame.columns))}")
+        raise UsageError(
+            f"expected a column {missing[0]!r} in a result table, "
+            f"got {', '.join(map(str, frame.columns))}"
+        )
     columns: dict[str, pd.Series] = {}
     for name in COLUMNS:
-        raw = frame[name] if name in frame else pd.Series([None] * len(frame), index=frame.index, dtype=object)
+        raw = (
+            frame[name]
+            if name in frame
+            else pd.Series([None] * len(frame), index=frame.index, dtype=object)
+        )
         try:
-            columns[name] = _typed(name, raw)
+            columns[name] = _typed(name, cast(pd.Series, raw))
         except (TypeError, ValueError) as error:
             raise UsageError(f"column {name!r} cannot take its type: {error}") from error
     extra = {str(name): frame[name] for name in frame.columns if name not in COLUMNS}
@@ -318,7 +372,9 @@ def _typed(name: str, column: pd.Series) -> pd.Series:
         return column.astype("float64")
     if name in _INTEGER_COLUMNS:
         return column.astype("Int64")
-    if pd.api.types.is_float_dtype(column.dtype):  # integer ids that pandas widened to make room for NaN
+    if pd.api.types.is_float_dtype(
+        column.dtype
+    ):  # integer ids that pandas widened to make room for NaN
         column = column.astype("Int64")
     return column.astype(object).where(column.notna(), None).astype("str")
 
@@ -327,10 +383,13 @@ def _estimate(frame: pd.DataFrame, cluster: str | None, seed: int, n_resamples: 
     for name in ("metric", "unit"):
         kinds = frame[name].dropna().unique()
         if len(kinds) > 1:
-            raise UsageError(f"a mean over several {name}s ({', '.join(kinds[:3])}) means nothing: select or group by one")
+            raise UsageError(
+                f"a mean over several {name}s ({', '.join(kinds[:3])}) means nothing: "
+                "select one or group by it"
+            )
     kept = frame[frame["value"].notna()]
-    labels = None if cluster is None else kept[cluster].to_numpy()
-    return cluster_bootstrap(kept["value"].to_numpy(), labels, seed=seed, n_resamples=n_resamples)
+    labels = None if cluster is None else np.asarray(kept[cluster])
+    return cluster_bootstrap(np.asarray(kept["value"]), labels, seed=seed, n_resamples=n_resamples)
 
 
 def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -59,8 +59,8 @@ def rate(successes: Values, clusters: Values | None = None, *, level: float = 0.
     """Share of true values, with a Wilson interval on the effective number of trials.
 
     The bootstrap gives an interval of width zero when all answers are alike; this one does not. The
-    effective number is n / deff, deff being the linearised between-cluster variance over p (1 - p) / n,
-    never below 1; where all answers are alike it is the number of clusters.
+    effective number is n / deff, deff being the linearised between-cluster variance over p (1 - p)
+    / n, never below 1; where all answers are alike it is the number of clusters.
 
     Args:
         successes: One boolean (or 0 and 1) per row.
@@ -72,7 +72,9 @@ def rate(successes: Values, clusters: Values | None = None, *, level: float = 0.
     """
     values, index = prepare(successes, clusters)
     if not np.isin(values, (0.0, 1.0)).all():
-        raise UsageError("expected booleans (or 0 and 1), got other values: use cluster_bootstrap for means")
+        raise UsageError(
+            "expected booleans (or 0 and 1), got other values: use cluster_bootstrap for means"
+        )
     if not len(values):
         return Estimate(math.nan, math.nan, math.nan, 0)
     n, p = len(values), float(values.mean())
@@ -103,11 +105,13 @@ def cluster_bootstrap(
     Args:
         values: One row per observation; 1-D for the mean, any leading axis for `statistic`.
         clusters: One label per row; None when rows are independent.
-        statistic: Takes the resampled rows, gives one number. None is the mean, which is vectorised.
+        statistic: Takes the resampled rows, gives one number. None is the mean, which is
+            vectorised.
         n_resamples: Bootstrap draws.
         seed: Of the draws.
         level: Coverage of the interval.
-        method: `"percentile"`, or `"bca"` (bias-corrected and accelerated, jackknife over clusters).
+        method: `"percentile"`, or `"bca"` (bias-corrected and accelerated, jackknife over
+            clusters).
 
     Returns:
         The estimate on all rows. With one cluster the bounds are NaN: there is nothing to resample.
@@ -134,8 +138,8 @@ def ratio_of_means(
 ) -> Estimate:
     """mean(numerator) / mean(denominator): rows weigh by their denominator.
 
-    Steadier than `mean_of_ratios` when some denominators are near zero. A resample whose denominator
-    sums to zero is left out of the interval.
+    Steadier than `mean_of_ratios` when some denominators are near zero. A resample whose
+    denominator sums to zero is left out of the interval.
 
     Args:
         numerator: One value per row.
@@ -184,10 +188,13 @@ def mean_of_ratios(
     same_length(top, bottom)
     if (bottom == 0).any():
         raise UsageError(
-            f"{int((bottom == 0).sum())} of {len(bottom)} denominators are zero: drop those rows or use ratio_of_means"
+            f"{int((bottom == 0).sum())} of {len(bottom)} denominators are zero: "
+            "drop those rows or use ratio_of_means"
         )
     ratios = top / bottom
-    return cluster_bootstrap(ratios, clusters, n_resamples=n_resamples, seed=seed, level=level, method=method)
+    return cluster_bootstrap(
+        ratios, clusters, n_resamples=n_resamples, seed=seed, level=level, method=method
+    )
 
 
 def difference(
@@ -203,8 +210,8 @@ def difference(
 ) -> Estimate:
     """mean(first) - mean(second), both resampled with the same clusters.
 
-    What a cluster contributes to both sides moves together, so the interval is as narrow as the pairing
-    allows. The two sides may have different numbers of rows, also within a cluster.
+    What a cluster contributes to both sides moves together, so the interval is as narrow as the
+    pairing allows. The two sides may have different numbers of rows, also within a cluster.
 
     Args:
         first: One value per row, for example errors after an intervention.
@@ -224,20 +231,20 @@ def difference(
     """
     if second_clusters is None:
         same_length(first, second)
-        second_clusters = clusters
-    if clusters is None:
-        clusters = second_clusters = np.arange(len(first))
-    assert second_clusters is not None
-    both = list(clusters) + list(second_clusters)
-    rows, index = prepare(np.concatenate([np.asarray(first, float), np.asarray(second, float)]), both)
+        second_clusters = clusters = np.arange(len(first)) if clusters is None else clusters
+    elif clusters is None:
+        raise UsageError("expected clusters for both sides, got second_clusters alone")
+    rows, index = prepare(
+        np.concatenate([np.asarray(first, float), np.asarray(second, float)]),
+        [*clusters, *second_clusters],
+    )
     is_first = np.arange(len(rows)) < len(first)
     totals = np.stack(
-        [sums(rows * is_first, index), sums(is_first * 1.0, index), sums(rows * ~is_first, index)]
-        + [sums(~is_first * 1.0, index)],
+        [sums(column, index) for side in (is_first, ~is_first) for column in (rows * side, side)],
         axis=-1,
     )
 
     def gap(totals: np.ndarray) -> np.ndarray:
-        return first_over_second(totals[..., :2]) - first_over_second(totals[..., 2:])
+        return np.asarray(first_over_second(totals[..., :2]) - first_over_second(totals[..., 2:]))
 
     return bootstrap_totals(totals, gap, len(first), n_resamples, seed, level, method)

@@ -13,7 +13,16 @@ from scipy import stats as scipy_stats
 from lvlm_interp.errors import UsageError
 from lvlm_interp.stats.estimate import Estimate
 
-__all__ = ["Method", "Values", "bootstrap_rows", "bootstrap_totals", "first_over_second", "prepare", "same_length", "sums"]
+__all__ = [
+    "Method",
+    "Values",
+    "bootstrap_rows",
+    "bootstrap_totals",
+    "first_over_second",
+    "prepare",
+    "same_length",
+    "sums",
+]
 
 Values = Sequence[Any] | np.ndarray
 Method = Literal["percentile", "bca"]
@@ -23,11 +32,15 @@ def prepare(values: Values, clusters: Values | None) -> tuple[np.ndarray, np.nda
     """Values as floats and the cluster of each row as 0, 1, ... in order of first appearance."""
     rows = np.asarray(values, dtype=float)
     if not np.isfinite(rows).all():
-        raise UsageError(f"expected finite values, got {int((~np.isfinite(rows)).sum())} that are NaN or infinite")
+        raise UsageError(
+            f"expected finite values, got {(~np.isfinite(rows)).sum()} that are NaN or infinite"
+        )
     if clusters is None:
         return rows, np.arange(len(rows))
     if len(clusters) != len(rows):
-        raise UsageError(f"expected one cluster label per value, got {len(clusters)} labels for {len(rows)} values")
+        raise UsageError(
+            f"expected one cluster per value, got {len(clusters)} labels for {len(rows)} values"
+        )
     seen: dict[Any, int] = {}
     return rows, np.array([seen.setdefault(label, len(seen)) for label in clusters], dtype=np.intp)
 
@@ -35,7 +48,9 @@ def prepare(values: Values, clusters: Values | None) -> tuple[np.ndarray, np.nda
 def same_length(first: Values, second: Values) -> None:
     """Raise UsageError when two columns cannot be paired row by row."""
     if len(first) != len(second):
-        raise UsageError(f"expected as many values on both sides, got {len(first)} and {len(second)}")
+        raise UsageError(
+            f"expected as many values on both sides, got {len(first)} and {len(second)}"
+        )
 
 
 def sums(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -46,7 +61,7 @@ def sums(rows: np.ndarray, index: np.ndarray) -> np.ndarray:
 def first_over_second(totals: np.ndarray) -> np.ndarray:
     """Ratio of the two last-axis columns; NaN or infinite where the second is zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return totals[..., 0] / totals[..., 1]
+        return np.asarray(totals[..., 0] / totals[..., 1])
 
 
 @lru_cache(maxsize=2)
@@ -98,7 +113,9 @@ def bootstrap_rows(
         return Estimate(estimate, math.nan, math.nan, len(rows))
     rng = np.random.default_rng(seed)
     picks = (rng.integers(len(members), size=len(members)) for _ in range(n_resamples))
-    draws = np.array([statistic(rows[np.concatenate([members[c] for c in pick])]) for pick in picks])
+    draws = np.array(
+        [statistic(rows[np.concatenate([members[c] for c in pick])]) for pick in picks]
+    )
     jackknife = None
     if method == "bca":
         jackknife = np.array([statistic(rows[index != c]) for c in range(len(members))])
@@ -121,7 +138,9 @@ def _interval(
     return float(low), float(high)
 
 
-def _bca_tails(draws: np.ndarray, estimate: float, jackknife: np.ndarray, tails: np.ndarray) -> np.ndarray:
+def _bca_tails(
+    draws: np.ndarray, estimate: float, jackknife: np.ndarray, tails: np.ndarray
+) -> np.ndarray:
     """Efron 1987, eq. 2.3 and 6.6: the tails after bias correction z0 and acceleration a."""
     below = (np.sum(draws < estimate) + 0.5 * np.sum(draws == estimate)) / len(draws)
     if below in (0.0, 1.0):

@@ -1,0 +1,117 @@
+"""The command line, `lvlm-interp`.
+
+To add a command, write a function with annotated parameters and a Google-style docstring (both
+become the options and their help) and add one line to `COMMANDS`: its name (two words for a nested
+one), one line of help, and `"module:function"`. The module is imported only when the command is
+chosen, so `lvlm-interp --help` stays instant. The function writes with `sys.stdout.write` or rich,
+raises an `LvlmInterpError` for what the user can mend, and returns None or an exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+import lvlm_interp
+from lvlm_interp.errors import LvlmInterpError, UsageError
+
+__all__ = ["COMMANDS", "main"]
+
+# name -> (one line of help, "module:function")
+COMMANDS: dict[str, tuple[str, str]] = {}
+
+_EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What follows the program's name; None takes it from `sys.argv`.
+
+    Returns:
+        The exit code: 0, or 2 after one line on stderr for what the user can mend, or 130 when
+            interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        name, rest = _choose(words)
+        if name is None:
+            sys.stdout.write(_help())
+            return 0
+        return _run(name, rest)
+    except LvlmInterpError as error:
+        sys.stderr.write(f"lvlm-interp: error: {_one_line(error)}\n")
+        return _EXIT_USAGE
+    except KeyboardInterrupt:
+        sys.stderr.write("lvlm-interp: interrupted\n")
+        return _EXIT_INTERRUPTED
+
+
+def _choose(words: list[str]) -> tuple[str | None, list[str]]:
+    """The command that the words name, and what is left for it; None asks for help."""
+    if not words or words[0] in ("-h", "--help"):
+        return None, []
+    if words[0] == "--version":
+        sys.stdout.write(f"lvlm-interp {lvlm_interp.__version__}\n")
+        raise SystemExit(0)
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    nested = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if nested and (len(words) == 1 or words[1] in ("-h", "--help")):
+        sys.stdout.write(_help(nested))
+        raise SystemExit(0)
+    raise UsageError(_unknown(" ".join(words[:2]) if nested else words[0], nested))
+
+
+def _unknown(name: str, nested: Sequence[str]) -> str:
+    near = get_close_matches(name, nested or COMMANDS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see lvlm-interp --help"
+    return f"no command {name!r}; {hint}"
+
+
+def _help(names: Sequence[str] | None = None) -> str:
+    shown = sorted(COMMANDS) if names is None else names
+    width = max((len(name) for name in shown), default=0)
+    lines = [f"  {name:<{width}}  {COMMANDS[name][0]}" for name in shown]
+    parser = argparse.ArgumentParser(
+        prog="lvlm-interp",
+        usage="lvlm-interp [--help] [--version] COMMAND ...",
+        description=lvlm_interp.__doc__.splitlines()[0] if lvlm_interp.__doc__ else None,
+        epilog="\n".join(["commands:", *lines, "", "lvlm-interp COMMAND --help tells more."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and stop")
+    return parser.format_help()
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    # Imported here: it costs as much as everything else that --help needs.
+    from jsonargparse import ArgumentError, auto_cli
+
+    try:
+        outcome = auto_cli(
+            _load(COMMANDS[name][1]),
+            args=arguments,
+            prog=f"lvlm-interp {name}",
+            exit_on_error=False,
+        )
+    except ArgumentError as error:
+        raise UsageError(f"{name}: {_one_line(error)} (see lvlm-interp {name} --help)") from error
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _load(address: str) -> Callable[..., Any]:
+    module, _, function = address.partition(":")
+    return getattr(import_module(module), function)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
