@@ -1,0 +1,122 @@
+"""Pairs made ready for the model: two aligned batches, token ids of the answers, positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lvlm_interp.data.examples import ContrastPair
+from lvlm_interp.errors import InputError, UsageError
+from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.positions import tower_positions
+
+
+@dataclass(frozen=True, eq=False)
+class PairBatch:
+    """Clean and corrupt runs whose positions mean the same, row by row.
+
+    Attributes:
+        pairs: The pairs.
+        clean, corrupt: Inputs; padded on the left to one length.
+        answer, foil: First token ids; shape `pair`.
+    """
+
+    pairs: tuple[ContrastPair, ...]
+    clean: Inputs
+    corrupt: Inputs
+    answer: Tensor
+    foil: Tensor
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def positions(self, row: int, role: str, tower: str, n_positions: int) -> np.ndarray:
+        """Positions that a role has in one row, in a tower.
+
+        Args:
+            row: Index of the pair in the batch.
+            role: A role of `tokens.ROLES`, `edited` (what the pair's box covers), or a position.
+            tower: Tower of the site.
+            n_positions: Positions that the site has.
+
+        Raises:
+            InputError: The pair lacks what the role needs; the pair is named.
+        """
+        pair = self.pairs[row]
+        boxes = {**dict(pair.corrupt.boxes), **dict(pair.clean.boxes)}
+        if pair.box is not None:
+            boxes["edited"] = pair.box
+        try:
+            return tower_positions(self.clean.tokens[row], tower, role, boxes, n_positions)
+        except InputError as error:
+            raise InputError(f"Pair {pair.id!r}: {error}") from error
+
+
+def batches(model: LVLM, pairs: Sequence[ContrastPair], batch_size: int) -> Iterator[PairBatch]:
+    """Aligned batches of pairs, in order.
+
+    Raises:
+        UsageError: There are no pairs, or answer and foil begin with the same token.
+        InputError: Clean and corrupt run of a pair differ in length or in what their positions are.
+    """
+    if not pairs:
+        raise UsageError("There is nothing to patch: the list of pairs is empty.")
+    ids = answer_ids(model, pairs)
+    for start in range(0, len(pairs), batch_size):
+        chunk = tuple(pairs[start : start + batch_size])
+        clean = model.prepare([pair.clean for pair in chunk])
+        corrupt = model.prepare([pair.corrupt for pair in chunk])
+        for row, pair in enumerate(chunk):
+            _check_aligned(pair, clean, corrupt, row)
+        yield PairBatch(
+            chunk,
+            clean,
+            corrupt,
+            torch.tensor([ids[pair.answer] for pair in chunk], device=model.device),
+            torch.tensor([ids[pair.foil] for pair in chunk], device=model.device),
+        )
+
+
+def answer_ids(model: LVLM, pairs: Sequence[ContrastPair]) -> dict[str, int]:
+    """First token id of every answer and foil.
+
+    Raises:
+        UsageError: A pair's answer and foil begin with the same token: no logit tells them apart.
+    """
+    words = {word for pair in pairs for word in (pair.answer, pair.foil)}
+    ids = {word: model.answer_id(word) for word in sorted(words)}
+    for pair in pairs:
+        if ids[pair.answer] == ids[pair.foil]:
+            raise UsageError(
+                f"Pair {pair.id!r}: the answer {pair.answer!r} and the foil {pair.foil!r} begin "
+                "with the same token: choose words whose first tokens differ."
+            )
+    return ids
+
+
+def corruption_of(pair: ContrastPair) -> str:
+    """How the corrupt run differs: `noise`, `prompt` or `image`."""
+    named = pair.labels.get("corruption")
+    if named is not None:
+        return str(named)
+    return "prompt" if pair.clean.prompt != pair.corrupt.prompt else "image"
+
+
+def _check_aligned(pair: ContrastPair, clean: Inputs, corrupt: Inputs, row: int) -> None:
+    first, second = clean.tokens[row], corrupt.tokens[row]
+    if len(first.real) != len(second.real):
+        raise InputError(
+            f"Pair {pair.id!r}: the clean run has {len(first.real)} tokens and the corrupt run "
+            f"{len(second.real)}: positions can be patched only between runs of equal length "
+            "(replace words by words of as many tokens, and images by images of the same size)."
+        )
+    if len(first) != len(second) or (first.kind != second.kind).any():
+        raise InputError(
+            f"Pair {pair.id!r}: clean and corrupt run have different kinds of tokens at the same "
+            "position: build both from the same template and image size."
+        )
