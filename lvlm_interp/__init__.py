@@ -10,7 +10,17 @@ __version__ = "0.1.0"
 
 # name -> "module:attribute", or "module" for a public submodule
 _PUBLIC = {
+    "ContrastPair": "lvlm_interp.data.examples:ContrastPair",
+    "Example": "lvlm_interp.data.examples:Example",
+    "LVLM": "lvlm_interp.models.lvlm:LVLM",
     "ResultTable": "lvlm_interp.results:ResultTable",
+    "Site": "lvlm_interp.sites:Site",
+    "TokenMap": "lvlm_interp.tokens:TokenMap",
+    "lens": "lvlm_interp.lens",
+    "load_model": "lvlm_interp.models.loading:load_model",
+    "organisms": "lvlm_interp.organisms",
+    "scenes": "lvlm_interp.organisms.pairs",  # so that li.scenes.pairs(...) makes pairs of scenes
+    "wrap": "lvlm_interp.models.loading:wrap",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
