@@ -1,0 +1,1 @@
+"""The view of a model: sites, token maps, caches and edits on an untouched Hugging Face model."""

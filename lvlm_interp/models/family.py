@@ -1,7 +1,7 @@
 """Family: frozen data that says where the parts of an architecture are.
 
 A family file holds data and one function, the layout of its image tokens. How sites are read and
-written follows from the data and is the same for all families.
+written follows from the data (`taps.py`) and is the same for all families.
 """
 
 from __future__ import annotations
@@ -14,9 +14,50 @@ from typing import Any
 from torch import nn
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.models.hooks import AS_IS, BATCH_OF_ONE, Tap, View, fused_heads, heads
+from lvlm_interp.models.hooks import Tap, View
 from lvlm_interp.sites import Site
 from lvlm_interp.tokens import ImageLayout
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A parameter of a block by which it multiplies a branch before adding it.
+
+    Attributes:
+        path: Of the parameter in the block.
+        tanh: Whether the factor is its tanh (a gate).
+        row_mask: Name of an argument of the block with a further factor per position.
+    """
+
+    path: str
+    tanh: bool = False
+    row_mask: str = ""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Paths of an attention branch in a block.
+
+    Attributes:
+        attn: The module that calls the attention function.
+        q, k, v: Projections whose outputs are the sites of that name; empty where `qkv` is fused.
+        qkv: Fused projection, its output ordered q, k, v.
+        o: Output projection; its input is z.
+        out: The module whose output is added to the residual stream.
+        scale: Factor on that output.
+        entry: Module whose first input is what the branch and the skip connection share, where a
+            site is declared for it (`resid_cross`).
+    """
+
+    attn: str
+    q: str = ""
+    k: str = ""
+    v: str = ""
+    qkv: str = ""
+    o: str = ""
+    out: str = ""
+    scale: Scale | None = None
+    entry: str = ""
 
 
 @dataclass(frozen=True)
@@ -24,13 +65,16 @@ class Block:
     """Paths inside one transformer block (defaults: a pre-norm Llama block).
 
     Attributes:
-        attn: The module that calls the attention function.
-        q, k, v: Projections whose outputs are the sites of that name; empty where `qkv` is fused.
-        qkv: Fused projection, its output ordered q, k, v.
-        o: Output projection; its input is z.
+        attn, q, k, v, qkv, o: As in `Branch`; `attn` is empty without self-attention.
         attn_out, mlp_out: The module whose output is added to the residual stream.
-        mlp_norm: The norm before the MLP; its input is resid_mid.
+        attn_scale, mlp_scale: Factors on them.
+        mlp_norm: The module (a norm) whose input is resid_mid.
         down: The down projection; its input is mlp_hidden.
+        cross: The cross-attention branch of blocks that have its module.
+        cross_only: A block of another make that stands where `cross.attn` exists.
+        sum_norms: Norms over residual + branch (post-norm blocks), by the site they give:
+            `resid_mid` or `resid_cross`, and `resid_post`.
+        flat_mlp: Whether the block flattens batch and positions for its MLP.
     """
 
     attn: str = "self_attn"
@@ -40,9 +84,33 @@ class Block:
     qkv: str = ""
     o: str = "self_attn.o_proj"
     attn_out: str = "self_attn.o_proj"
+    attn_scale: Scale | None = None
     mlp_norm: str = "post_attention_layernorm"
     down: str = "mlp.down_proj"
     mlp_out: str = "mlp"
+    mlp_scale: Scale | None = None
+    cross: Branch | None = None
+    cross_only: Block | None = None
+    sum_norms: Mapping[str, str] = field(default_factory=dict)
+    flat_mlp: bool = False
+
+    def of(self, block: nn.Module) -> Block:
+        """The data that holds for one block of a tower whose blocks differ."""
+        has_cross = self.cross is not None and hasattr(block, self.cross.attn.split(".")[0])
+        return self.cross_only if has_cross and self.cross_only else self
+
+    def cross_of(self, block: nn.Module) -> Branch | None:
+        """The cross-attention branch, where the block has one."""
+        if self.cross is None or not hasattr(block, self.cross.attn.split(".")[0]):
+            return None
+        return self.cross
+
+    @property
+    def own(self) -> Branch:
+        """The self-attention branch."""
+        return Branch(
+            self.attn, self.q, self.k, self.v, self.qkv, self.o, self.attn_out, self.attn_scale
+        )
 
 
 CLIP_BLOCK = Block(
@@ -67,6 +135,8 @@ class Tower:
         n_read: How many blocks the model reads, from (config, number of blocks); what lies
             behind them is not declared, because writing there has no effect.
         flat: Whether tensors have no batch axis, the patches of all images in one.
+        width: Name of the residual stream's width in the configuration.
+        then: A second stack behind the first, as (path, block); layers count on.
     """
 
     name: str
@@ -76,6 +146,16 @@ class Tower:
     final_norm: str = ""
     n_read: Callable[[Any, int], int] = lambda _config, n: n
     flat: bool = False
+    width: str = "hidden_size"
+    then: tuple[str, Block] | None = None
+
+    def blocks(self, hf: Any) -> list[tuple[nn.Module, Block]]:
+        """Every block with its data, as far as the model reads them."""
+        found = [(block, self.block.of(block)) for block in attrgetter(self.layers)(hf)]
+        if self.then is not None:
+            path, data = self.then
+            found += [(block, data) for block in attrgetter(path)(hf)]
+        return found[: self.n_read(hf.config, len(found))]
 
 
 @dataclass(frozen=True)
@@ -87,7 +167,7 @@ class ImageContext:
         processor: The model's processor, or None.
         tensors: The model's inputs for the whole batch.
         row: Index of the row in the batch.
-        sizes: (width, height) of each image of the row as the user gave it, if known.
+        sizes: (width, height) of each image of the row as the user gave it, None if unknown.
         first: Index of the row's first image among all images of the batch.
     """
 
@@ -95,8 +175,23 @@ class ImageContext:
     processor: Any
     tensors: Mapping[str, Any]
     row: int
-    sizes: Sequence[tuple[int, int]]
+    sizes: Sequence[tuple[int, int] | None]
     first: int
+
+    @property
+    def image_processor(self) -> Any:
+        """The processor of images, or None."""
+        return getattr(self.processor, "image_processor", None)
+
+
+def one_per_image(tensors: Mapping[str, Any]) -> int:
+    """Number of images in a batch whose pixels have one entry per image."""
+    return len(tensors["pixel_values"])
+
+
+def no_pixels(config: Any) -> dict[str, Any]:
+    """Of a family that cannot make an image of its own."""
+    raise ModelError(f"There is no example image for {config.model_type}: pass inputs.")
 
 
 @dataclass(frozen=True)
@@ -108,13 +203,24 @@ class Family:
         model_types: `config.model_type` of its checkpoints.
         towers: Vision tower first, then what lies between, language model last.
         projector: Path of the module whose output is what the language model gets of the image.
-        embed: Path of the module and name of its input at which image features are merged in.
+        projector_view: How `projector.out` sees it.
+        projector_field: Name of the field, where that module's output has several.
+        embed: Path of the module and name of its input at which image features are merged in; an
+            empty name takes the module's output.
+        embed_is_resid: Whether the first block's residual stream is `text.embed` itself; not where
+            positions or a factor are added in between.
+        merged: Whether image features take the place of placeholders (not with cross-attention).
         final_norm, lm_head: Paths.
         layout: Where the image's tokens come from; one `ImageLayout` per image of a row.
+        n_images: Number of images in a batch, from the inputs.
+        pixels: Inputs of one small random image, from the configuration: for the self-check.
         image_token: Name of the placeholder's id in the configuration.
         needs: Inputs that must come with an image.
+        bidirectional: Which positions attend forward too, in words; empty for a causal model.
+        variant: The data that holds for one configuration, where checkpoints differ.
         enters: How the image enters, in words.
         special: What is special, in words.
+        extra_taps: Further sites.
     """
 
     name: str
@@ -122,19 +228,22 @@ class Family:
     towers: tuple[Tower, ...]
     layout: Callable[[ImageContext], list[ImageLayout]]
     projector: str = "model.multi_modal_projector"
+    projector_view: View | None = None
+    projector_field: str = ""
     embed: tuple[str, str] = ("model.language_model", "inputs_embeds")
+    embed_is_resid: bool = True
+    merged: bool = True
     final_norm: str = "model.language_model.norm"
     lm_head: str = "lm_head"
+    n_images: Callable[[Mapping[str, Any]], int] = one_per_image
+    pixels: Callable[[Any], dict[str, Any]] = no_pixels
     image_token: str = "image_token_id"
     needs: tuple[str, ...] = ("pixel_values",)
+    bidirectional: str = ""
+    variant: Callable[[Any], Family] | None = None
     enters: str = "tokens merged into the prompt"
     special: str = ""
     extra_taps: Callable[[nn.Module], dict[Site, Tap]] = field(default=lambda _hf: {})
-
-
-def at(module: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted path."""
-    return attrgetter(path)(module) if path else module
 
 
 @dataclass(frozen=True)
@@ -151,82 +260,13 @@ class TowerShape:
 def shape_of(hf: Any, tower: Tower) -> TowerShape:
     """Sizes of a tower of a loaded model."""
     config = attrgetter(tower.config)(hf.config) if tower.config else hf.config
-    n_heads = getattr(config, "num_attention_heads", None) or config.num_heads
-    d_model = getattr(config, "hidden_size", None) or config.embed_dim
-    n_layers = len(attrgetter(tower.layers)(hf))
+    counts = ("num_attention_heads", "num_heads", "attention_heads")
+    n_heads = next(getattr(config, name) for name in counts if getattr(config, name, None))
+    d_model = getattr(config, tower.width)
     return TowerShape(
-        n_layers=tower.n_read(hf.config, n_layers),
+        n_layers=len(tower.blocks(hf)),
         n_heads=n_heads,
         n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
         d_head=getattr(config, "head_dim", None) or d_model // n_heads,
         d_model=d_model,
     )
-
-
-def taps_of(hf: Any, family: Family) -> dict[Site, Tap]:
-    """Every declared site of a model and where it passes, in the order of the forward.
-
-    Raises:
-        ModelError: A path of the family is not in the model.
-    """
-    taps: dict[Site, Tap] = {}
-    try:
-        for tower in family.towers:
-            if tower.name == "text":
-                taps[Site("projector", None, "out")] = Tap(at(hf, family.projector), "output")
-                module, keyword = family.embed
-                taps[Site("text", None, "embed")] = Tap(at(hf, module), "input", keyword=keyword)
-            taps.update(_tower_taps(hf, tower))
-        taps[Site("text", None, "final_norm")] = Tap(at(hf, family.final_norm), "output")
-        taps[Site("text", None, "logits")] = Tap(at(hf, family.lm_head), "output")
-        taps.update(family.extra_taps(hf))
-    except AttributeError as error:
-        raise ModelError(
-            f"The model does not have the parts of the family {family.name}: {error}. "
-            "Was it built for another architecture?"
-        ) from error
-    return taps
-
-
-def _tower_taps(hf: Any, tower: Tower) -> dict[Site, Tap]:
-    size = shape_of(hf, tower)
-    outer = BATCH_OF_ONE if tower.flat else AS_IS
-    taps: dict[Site, Tap] = {}
-    for layer, block in enumerate(attrgetter(tower.layers)(hf)[: size.n_layers]):
-        for name, tap in _block_taps(block, tower.block, size, outer).items():
-            taps[Site(tower.name, layer, name)] = tap
-    if tower.final_norm and tower.name != "text":
-        taps[Site(tower.name, None, "final_norm")] = Tap(at(hf, tower.final_norm), "output", outer)
-    return taps
-
-
-def _block_taps(block: nn.Module, where: Block, size: TowerShape, outer: View) -> dict[str, Tap]:
-    z_view = outer.then(heads(size.n_heads, size.d_head))
-    attn = at(block, where.attn)
-    return {
-        "resid_pre": Tap(block, "input", outer),
-        **_projection_taps(block, where, size, outer),
-        **{part: Tap(attn, part) for part in ("rot_q", "rot_k", "scores", "pattern")},
-        "z": Tap(at(block, where.o), "input", z_view, keyword="input"),
-        "attn_out": Tap(at(block, where.attn_out), "output", outer),
-        "resid_mid": Tap(at(block, where.mlp_norm), "input_in_place", outer),
-        "mlp_hidden": Tap(at(block, where.down), "input", outer, keyword="input"),
-        "mlp_out": Tap(at(block, where.mlp_out), "output", outer),
-        "resid_post": Tap(block, "output", outer),
-    }
-
-
-def _projection_taps(
-    block: nn.Module, where: Block, size: TowerShape, outer: View
-) -> dict[str, Tap]:
-    if where.qkv:
-        fused = at(block, where.qkv)
-        return {
-            name: Tap(fused, "output", outer.then(fused_heads(i, size.n_heads, size.d_head)))
-            for i, name in enumerate("qkv")
-        }
-    counts = {"q": size.n_heads, "k": size.n_kv_heads, "v": size.n_kv_heads}
-    return {
-        name: Tap(at(block, getattr(where, name)), "output", outer.then(heads(n, size.d_head)))
-        for name, n in counts.items()
-    }

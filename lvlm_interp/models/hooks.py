@@ -63,6 +63,63 @@ def fused_heads(index: int, n: int, d_head: int) -> View:
     return View(lambda raw: raw.unflatten(-1, (3, n, d_head))[..., index, :, :], write)
 
 
+FLAT_POSITIONS = View(lambda raw: raw.flatten(1, -2), lambda raw, new: new.reshape(raw.shape))
+"""For tensors with several axes between batch and width (images, tiles, patches)."""
+
+
+def scaled(factor: Callable[[], Tensor]) -> View:
+    """A branch that the block multiplies by a factor (LayerScale, a tanh gate) before adding it.
+
+    Where the factor is zero the raw value stays: nothing written there could be seen.
+    """
+
+    def write(raw: Tensor, new: Tensor) -> Tensor:
+        by = factor()
+        return torch.where(by == 0, raw, new / torch.where(by == 0, torch.ones_like(by), by))
+
+    return View(lambda raw: raw * factor(), write)
+
+
+@dataclass(eq=False)
+class Frame:
+    """What a module was last called with, for views that need it; filled while it is in use."""
+
+    module: nn.Module
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    users: int = 0
+    handle: Any = None
+
+    def open(self) -> None:
+        """Start to follow the module's calls."""
+        self.users += 1
+        if self.users == 1:
+            self.handle = self.module.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def close(self) -> None:
+        """Stop, once nobody needs it, and keep no tensor alive."""
+        self.users -= 1
+        if self.users == 0:
+            self.handle.remove()
+            self.args, self.kwargs = (), {}
+
+    def _note(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    @property
+    def stream(self) -> Tensor:
+        """The residual stream that the module was called with."""
+        return self.kwargs["hidden_states"] if "hidden_states" in self.kwargs else self.args[0]
+
+
+def unflattened(frame: Frame) -> View:
+    """`batch*pos d` seen as `batch pos d`, with the axes that the block was called with."""
+    return View(
+        lambda raw: raw if raw.ndim > 2 else raw.unflatten(0, frame.stream.shape[:-1]),
+        lambda raw, new: new.reshape(raw.shape),
+    )
+
+
 @dataclass(frozen=True)
 class Tap:
     """Where a site's value passes.
@@ -73,13 +130,16 @@ class Tap:
             uses the tensor (a residual stream that a norm and a skip connection share); or a part
             of the attention function: `rot_q`, `rot_k`, `scores`, `pattern`.
         view: How the site sees it.
-        keyword: Name of the input when it is passed by name.
+        keyword: Name of the input when it is passed by name, or of the field of an output that has
+            several.
+        frame: The call that the view needs to know of.
     """
 
     module: nn.Module
     where: str
     view: View = AS_IS
     keyword: str = "hidden_states"
+    frame: Frame | None = None
 
 
 ATTENTION_PARTS = ("rot_q", "rot_k", "scores", "pattern")
@@ -115,7 +175,8 @@ def _checked(new: Tensor, old: Tensor, name: str) -> Tensor:
         raise SiteError(f"The edit at {name} returned {type(new).__name__}, not a tensor.")
     if new.shape != old.shape:
         raise SiteError(
-            f"The edit at {name} returned shape {tuple(new.shape)}; the site has {tuple(old.shape)}."
+            f"The edit at {name} returned shape {tuple(new.shape)}, "
+            f"but the site has {tuple(old.shape)}."
         )
     return new.to(dtype=old.dtype, device=old.device)
 
@@ -135,6 +196,8 @@ class Switchboard:
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = self._open(tap)
+        if tap.frame is not None:
+            tap.frame.open()
         visit = _Visit(order, tap.view, visitor, name)
         line.visits.append(visit)
         line.visits.sort(key=lambda each: each.order)
@@ -142,6 +205,8 @@ class Switchboard:
             yield
         finally:
             line.visits.remove(visit)
+            if tap.frame is not None:
+                tap.frame.close()
             if not line.visits:
                 del self._lines[key]
                 self._close(tap, line)
@@ -166,7 +231,7 @@ class Switchboard:
         elif tap.where == "output":
             # First in the queue: transformers installs hooks of its own that copy outputs, and a
             # hook behind them edits what nobody reads.
-            hook = _output_hook(line)
+            hook = _output_hook(line, tap.keyword)
             line.handle = tap.module.register_forward_hook(hook, prepend=True)
         elif tap.where in ("input", "input_in_place"):
             hook = _input_hook(line, tap.keyword, in_place=tap.where == "input_in_place")
@@ -185,13 +250,19 @@ class Switchboard:
             del self.attention[id(tap.module)]
 
 
-def _output_hook(line: Line) -> Callable[..., Any]:
+def _output_hook(line: Line, keyword: str) -> Callable[..., Any]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        raw = output[0] if isinstance(output, tuple) else output
+        if isinstance(output, Tensor):
+            new = line.carry(output)
+            return None if new is output else new
+        if isinstance(output, tuple):
+            new = line.carry(output[0])
+            return None if new is output[0] else (new, *output[1:])
+        raw = output[keyword]
         new = line.carry(raw)
-        if new is raw:
-            return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        if new is not raw:
+            output[keyword] = new
+        return None
 
     return hook
 
@@ -200,6 +271,8 @@ def _input_hook(line: Line, keyword: str, *, in_place: bool) -> Callable[..., An
     def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         named = keyword in kwargs
         raw = kwargs[keyword] if named else args[0]
+        if raw is None:  # a step of generation that passes ids instead
+            return None
         new = line.carry(raw)
         if new is raw:
             return None

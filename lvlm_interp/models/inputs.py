@@ -109,7 +109,9 @@ def token_maps(
     """One map per row of a batch.
 
     Args:
-        family, config, processor: Of the model; the processor may be None.
+        family: Of the model.
+        config: Of the model.
+        processor: Of the model, or None.
         tensors: The model's inputs.
         sizes: (width, height) of each image of each row; None when unknown.
         prompts: The user's words of each row.
@@ -142,9 +144,11 @@ def token_maps(
 
 def _special_ids(tokenizer: Any) -> Sequence[int]:
     # An unknown word is still a word of the prompt.
-    return [] if tokenizer is None else [
-        i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id
-    ]
+    return (
+        []
+        if tokenizer is None
+        else [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
+    )
 
 
 def _images_per_row(tensors: Mapping[str, Any], ids: np.ndarray) -> list[int]:

@@ -14,10 +14,11 @@ from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.models import attention
 from lvlm_interp.models import inputs as inputs_module
 from lvlm_interp.models.cache import ActivationCache
-from lvlm_interp.models.family import Family, TowerShape, shape_of, taps_of
+from lvlm_interp.models.family import Family, TowerShape, shape_of
 from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, READ, Switchboard, Tap
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.prompts import answer_id, build_batch
+from lvlm_interp.models.taps import packed_modules, taps_of
 from lvlm_interp.sites import Site, select
 
 Edit = Callable[[Tensor], Tensor]
@@ -44,6 +45,7 @@ class LVLM:
         self.name = name or hf.config.model_type
         self._taps = taps_of(hf, family)
         self._board = Switchboard()
+        self._packed = packed_modules(hf, family)
         hf.eval()
 
     # -- what the model is ---------------------------------------------------------------------
@@ -256,7 +258,9 @@ class LVLM:
                     return value
                 kept = value if keep is None else keep(site, value)
                 # A site whose tensor is later edited in place must not change in the cache.
-                cache[site] = kept.detach().clone() if _is_shared(self._taps[site]) else kept.detach()
+                cache[site] = (
+                    kept.detach().clone() if _is_shared(self._taps[site]) else kept.detach()
+                )
                 return None
 
             return read
@@ -307,7 +311,7 @@ class LVLM:
         with ExitStack() as stack:
             stack.enter_context(self._board.connect_all(items, order))
             if inside:
-                stack.enter_context(attention.opened(self.hf, self._board))
+                stack.enter_context(attention.opened(self.hf, self._board, self._packed))
             yield
 
     @torch.no_grad()
@@ -360,4 +364,3 @@ class _RunCounter:
 
 def _is_shared(tap: Tap) -> bool:
     return tap.where == "input_in_place"
-

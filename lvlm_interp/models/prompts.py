@@ -27,7 +27,9 @@ def build_batch(
         )
     images = [[open_image(image) for image in _images(row)] for row in rows]
     prompts = [_prompt(row) for row in rows]
-    texts = [render(processor, prompt, len(row)) for prompt, row in zip(prompts, images, strict=True)]
+    texts = [
+        render(processor, prompt, len(row)) for prompt, row in zip(prompts, images, strict=True)
+    ]
     flat = [image for row in images for image in row]
     tensors = processor(
         text=texts,

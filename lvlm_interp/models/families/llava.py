@@ -25,9 +25,7 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     rows, cols = height // vision.patch_size, width // vision.patch_size
     images = getattr(context.processor, "image_processor", None)
     return [
-        grid_layout(
-            rows, cols, (width, height), placement(images, size, (width, height)), size
-        )
+        grid_layout(rows, cols, (width, height), placement(images, size, (width, height)), size)
         for size in context.sizes
     ]
 
