@@ -42,18 +42,8 @@ _KNOWN = ("attention_mask", "position_ids", "cache_position", "position_embeddin
 Write = Callable[[Tensor], Tensor]
 """Gets a site's value in branch layout, `batch branch pos ...`, and returns the new one."""
 
-
-@dataclass(frozen=True, eq=False)
-class Branch:
-    """One patched run.
-
-    Attributes:
-        layer: Block at which it leaves the recorded run.
-        key: What the caller knows it by.
-    """
-
-    layer: int
-    key: Any
+Writes = Callable[[int, list[int]], Mapping[Site, Write]]
+"""From a layer and the places of the branches that leave there to the writes at its sites."""
 
 
 @dataclass(eq=False)
@@ -124,7 +114,7 @@ class Recording:
     def _judge(self, start: int) -> str:
         if self._sees_ahead(start):
             return f"positions before {start} attend to positions behind it"
-        null = self.run([Branch(0, None)], start, {})[0]
+        null = self.run([0], start, lambda _layer, _fresh: {})[0]
         scale = max(1.0, float(self.logits.float().abs().max()))
         error = float((null.float() - self.logits.float()).abs().max())
         bound = 256 * torch.finfo(self.logits.dtype).eps * scale
@@ -146,20 +136,19 @@ class Recording:
     @torch.no_grad()
     def run(
         self,
-        branches: Sequence[Branch],
+        branches: Sequence[int],
         start: int,
-        writes: Mapping[Site, Mapping[int, Write]]
-        | Callable[[int, list[int]], Mapping[Site, Write]],
+        writes: Writes,
     ) -> Float[Tensor, "branch batch d_vocab"]:
         """Logits at the answer of every branch; all are held at once.
 
         Args:
-            branches: In the order of their layers.
+            branches: The layer at which each leaves the recorded run, in ascending order.
             start: First position that differs from the recorded run.
             writes: Given a layer and the branches' places in the batch, the writes at its sites
-                (in branch layout); or nothing for none.
+                (in branch layout).
         """
-        order = [branch.layer for branch in branches]
+        order = list(branches)
         assert order == sorted(order), "branches join in the order of their layers"
         first, n = order[0], len(self.layers)
         hidden: Tensor | None = None
@@ -173,7 +162,7 @@ class Recording:
                     hidden = base if hidden is None else torch.cat([hidden, base], dim=1)
                     joined += len(fresh)
                 assert hidden is not None
-                edits = writes(index, fresh) if callable(writes) and fresh else {}
+                edits = writes(index, fresh) if fresh else {}
                 hidden = self._block(layer, hidden, start, edits)
                 if layer.shift is not None:
                     hidden = hidden + layer.shift[:, None, start:]
@@ -233,13 +222,14 @@ def record_run(model: LVLM, inputs: Inputs) -> Recording:
     """
     blocks = _blocks(model)
     frames = [Frame(block) for block in blocks]
+    outputs = _deepstack_sites(model)
     modules = [_attention_of(block) for block in blocks]
     for frame in frames:
         frame.open()
     seen = {id(module): [] for module in modules if module is not None}
     _recording.update(seen)
     try:
-        with _implementation(model.hf):
+        with _implementation(model.hf), model.record(outputs) as cache:
             logits = model.last_logits(inputs)
         found = [(frame.args, dict(frame.kwargs)) for frame in frames]
     finally:
@@ -255,7 +245,18 @@ def record_run(model: LVLM, inputs: Inputs) -> Recording:
         hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
         rest = args[1:] if "hidden_states" not in kwargs and args else ()
         layers.append(_Layer(block, hidden, rest, kwargs, *seen[id(module)][0]))
+    for index, site in enumerate(outputs[:-1]):
+        shift = layers[index + 1].hidden - cache[site]
+        layers[index].shift = shift if bool(shift.any()) else None
     return Recording(model, inputs, logits, layers)
+
+
+def _deepstack_sites(model: LVLM) -> list[Site]:
+    """Outputs of the blocks where the model adds image features between blocks, else nothing."""
+    vision = getattr(model.config, "vision_config", None)
+    if not getattr(vision, "deepstack_visual_indexes", None):
+        return []
+    return model.sites("text.*.resid_post")
 
 
 def _unfit(
@@ -293,7 +294,7 @@ def _blocks(model: LVLM) -> list[nn.Module]:
 
 
 def _attention_of(block: nn.Module) -> nn.Module | None:
-    """The module that calls the attention function: it is the one with a `layer_idx` and `o_proj`."""
+    """The module that calls the attention function."""
     for name in ("self_attn", "attention", "attn"):
         module = getattr(block, name, None)
         if isinstance(module, nn.Module):
@@ -355,17 +356,17 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """SDPA that notes keys and values while recording, and attends to the prefix in a branch."""
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     context = _branching.get(id(module))
     if context is not None:
-        return _attend_branches(context, query, key, value, scaling, softcap), None
+        return _attend_branches(context, query, key, value, factor, softcap), None
     notes = _recording.get(id(module))
     if notes is not None:
         notes.append((key, value, attention_mask))
     if softcap is not None:
-        return _softcapped(query, key, value, attention_mask, scaling, softcap), None
+        return _softcapped(query, key, value, attention_mask, factor, softcap), None
     return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        module, query, key, value, attention_mask, dropout=dropout, scaling=factor, **kwargs
     )[0], None
 
 

@@ -20,7 +20,8 @@ from lvlm_interp.patching.metrics import Metric, check_metric, name_of
 from lvlm_interp.patching.reference import Reference, collect_reference
 from lvlm_interp.patching.result import PatchResult
 from lvlm_interp.patching.rows import RowWriter
-from lvlm_interp.patching.sweep import Engine, base_runs, run_components
+from lvlm_interp.patching.runs import Engine
+from lvlm_interp.patching.sweep import base_runs, run_components
 from lvlm_interp.results import ResultTable, provenance
 from lvlm_interp.sites import Site
 
@@ -93,7 +94,7 @@ def ablate(
     rng, cost = np.random.default_rng(seed), 0.0
     with tqdm(total=len(pairs), desc=f"{mode} ablation", unit="pair", disable=not progress) as bar:
         for batch in prepared:
-            runs = base_runs(model, batch, chosen, metric, direction)
+            runs = base_runs(model, batch, chosen, metric, direction, engine)
             runs = runs.with_source(_replacements(runs.source, runs.target, known, mode, rng))
             for outcome in run_components(
                 model, runs, runs.components(model, choice), engine, memory_mib

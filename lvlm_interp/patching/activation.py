@@ -20,7 +20,8 @@ from lvlm_interp.patching.components import Choice
 from lvlm_interp.patching.metrics import Metric, check_metric, name_of
 from lvlm_interp.patching.result import PatchResult
 from lvlm_interp.patching.rows import RowWriter
-from lvlm_interp.patching.sweep import Engine, base_runs, run_components
+from lvlm_interp.patching.runs import Engine
+from lvlm_interp.patching.sweep import base_runs, run_components
 from lvlm_interp.results import ResultTable, provenance
 from lvlm_interp.sites import Site
 
@@ -80,7 +81,7 @@ def activation_patch(
     prepared = list(batches(model, pairs, batch_size))
     with tqdm(total=len(pairs), desc="patching", unit="pair", disable=not progress) as bar:
         for batch in prepared:
-            runs = base_runs(model, batch, chosen, metric, direction)
+            runs = base_runs(model, batch, chosen, metric, direction, engine)
             cost += 2 * len(batch)
             todo = runs.components(model, choice)
             for outcome in run_components(model, runs, todo, engine, memory_mib):

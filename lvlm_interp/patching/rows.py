@@ -12,7 +12,7 @@ from lvlm_interp.patching.batches import corruption_of
 from lvlm_interp.patching.components import Component
 from lvlm_interp.patching.metrics import UNITS
 from lvlm_interp.patching.result import NO_GAP
-from lvlm_interp.patching.sweep import BaseRuns
+from lvlm_interp.patching.runs import BaseRuns
 
 UNIT = "fraction of the clean-corrupt gap"
 
