@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 from lvlm_interp.errors import StoreError, UsageError
 from lvlm_interp.files import atomic_path
+from lvlm_interp.provenance import provenance
 from lvlm_interp.stats import Estimate, cluster_bootstrap
 
 __all__ = ["COLUMNS", "Result", "ResultTable", "provenance", "register_display"]
@@ -43,15 +43,6 @@ COLUMNS = (
 _INTEGER_COLUMNS = ("layer", "head")
 _METADATA_KEY = b"lvlm_interp"
 _DISPLAY_GROUP = "lvlm_interp.displays"
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "transformer-lens",
-    "nnsight",
-)
 _SHOWN_ROWS = 10
 
 Display = Callable[[Any], str]
@@ -291,58 +282,6 @@ def register_display(result_type: type, function: Display) -> None:
             f"{result_type.__name__} has a display already: {known.__module__}.{known.__qualname__}"
         )
     _displays[result_type] = function
-
-
-def provenance(
-    *,
-    seed: int | None = None,
-    model: str | None = None,
-    weight_hash: str | None = None,
-    data_hash: str | None = None,
-    dtype: str | None = None,
-    decoding: Mapping[str, Any] | None = None,
-    command: Sequence[str] | str | None = None,
-    **extra: Any,
-) -> dict[str, Any]:
-    """Where numbers come from, ready for `ResultTable` and `run.json`.
-
-    Versions are read from the installed packages' metadata, so that nothing heavy is imported.
-    There is no time in it: the same run gives the same file.
-
-    Args:
-        seed: Of everything random.
-        model: Name, path or hub id, with its revision.
-        weight_hash: SHA-256 of the weights.
-        data_hash: SHA-256 of the data.
-        dtype: Of the forward passes, for example `"float32"`.
-        decoding: Settings of `generate`.
-        command: What was typed; None takes `sys.argv`.
-        **extra: Anything else JSON can hold.
-    """
-    words = sys.argv if command is None else command
-    return {
-        "versions": _versions(),
-        "seed": seed,
-        "model": model,
-        "weight_hash": weight_hash,
-        "data_hash": data_hash,
-        "dtype": dtype,
-        "decoding": None if decoding is None else dict(decoding),
-        "command": words if isinstance(words, str) else " ".join(words),
-        **extra,
-    }
-
-
-def _versions() -> dict[str, str]:
-    from lvlm_interp import __version__
-
-    found = {"lvlm_interp": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
