@@ -1,0 +1,28 @@
+"""Table in, `Figure` out: nothing is computed here beyond the mean of a tidy table.
+
+Importing this package also registers what results show in Jupyter.
+"""
+
+from lvlm_interp.plotting import display as _display
+from lvlm_interp.plotting.bars import behaviour, intervention
+from lvlm_interp.plotting.curves import layer_curve, probe_flow
+from lvlm_interp.plotting.graphs import circuit
+from lvlm_interp.plotting.heat import head_map, role_map
+from lvlm_interp.plotting.images import lens_grid, overlay
+from lvlm_interp.plotting.style import save, venues
+
+_display.register()
+
+__all__ = [
+    "behaviour",
+    "circuit",
+    "head_map",
+    "intervention",
+    "layer_curve",
+    "lens_grid",
+    "overlay",
+    "probe_flow",
+    "role_map",
+    "save",
+    "venues",
+]
