@@ -1,0 +1,181 @@
+"""The design of a sweep: labels, folds that keep groups whole, and the labels of the controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from lvlm_interp.activations.base import Activations
+from lvlm_interp.errors import UsageError
+
+__all__ = ["MAIN", "SHUFFLED", "TYPES", "Design", "design_of"]
+
+MAIN, SHUFFLED, TYPES = "none", "shuffled_labels", "control_task"
+"""The task itself, and the two controls that change its labels."""
+
+_MOST_CLASSES = 50
+_NO_TYPE = "(none)"
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """What every problem of a sweep shares, example by example.
+
+    Attributes:
+        label: Name of the label.
+        classes: Its values, sorted; codes are indices into it.
+        codes: Code per example under the task and each label control; -1 leaves an example out.
+        groups: Group of each example.
+        fold: Fold in which an example is held out; -1 leaves it out.
+        n_folds: Number of folds.
+    """
+
+    label: str
+    classes: tuple
+    codes: dict[str, np.ndarray]
+    groups: np.ndarray
+    fold: np.ndarray
+    n_folds: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Examples that take part."""
+        return np.flatnonzero(self.fold >= 0)
+
+    @property
+    def chance(self) -> float:
+        """Balanced accuracy of a guess."""
+        return 1 / len(self.classes)
+
+    def training(self, fold: int, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks of one split: rows to choose on, rows to validate on, and rows held out.
+
+        The validation fold is the one behind the held-out fold, so that a choice (of
+        regularisation, of a site) never sees what it is scored on.
+        """
+        held_out, validation = folds == fold, folds == (fold + 1) % self.n_folds
+        return ~held_out & ~validation, validation, held_out
+
+
+def design_of(
+    data: Activations,
+    *,
+    label: str,
+    group: str | None,
+    where: str | None = None,
+    control_type: str | None = "type",
+    controls: tuple[str, ...] = (SHUFFLED, TYPES),
+    n_folds: int = 5,
+    seed: int = 0,
+) -> Design:
+    """Labels, folds and control labels of a sweep.
+
+    The control task gives each type of thing one random label, drawn from the labels' own
+    distribution and shared by all folds (Hewitt and Liang 2019, section 2).
+
+    Args:
+        data: Activations with labels.
+        label: Column to be predicted.
+        group: Column whose equal values are never split: scene or image.
+        where: Which examples take part, as `pandas.DataFrame.query` understands it.
+        control_type: Column of the types of the control task.
+        controls: Label controls to draw.
+        n_folds: Outer folds.
+        seed: Of folds, shuffles and control labels.
+
+    Raises:
+        UsageError: No group, no such column, a label with one class or with too many, or a class
+            in too few groups.
+    """
+    if not group:
+        raise UsageError(
+            "A sweep needs a group (scene or image), so that none is both trained on and "
+            "tested: pass group='group', or the column that names your images."
+        )
+    target, groups = data.label(label), data.label(group)
+    taking = target.notna().to_numpy() & _mask(data.labels, where)
+    if groups[taking].isna().any():
+        n = int(groups[taking].isna().sum())
+        raise UsageError(
+            f"The group column {group!r} is missing in {n} examples: every one needs it."
+        )
+    classes, codes = _codes(label, target, taking)
+    groups = groups.astype(str).to_numpy()
+    _check_spread(label, classes, codes[taking], groups[taking], n_folds)
+    fold = np.full(len(codes), -1)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    rows = np.flatnonzero(taking)
+    for index, (_, held) in enumerate(splitter.split(rows, codes[rows], groups[rows])):
+        fold[rows[held]] = index
+    found = {MAIN: codes}
+    rng = np.random.default_rng(seed)
+    if SHUFFLED in controls:
+        found[SHUFFLED] = codes.copy()
+        found[SHUFFLED][rows] = rng.permutation(codes[rows])
+    if TYPES in controls:
+        types = data.label(control_type or "type").astype(object).fillna(_NO_TYPE).astype(str)
+        found[TYPES] = _by_type(codes, types.to_numpy(), rows, len(classes), rng)
+    return Design(label, classes, found, groups, fold, n_folds)
+
+
+def _mask(frame: pd.DataFrame, where: str | None) -> np.ndarray:
+    if where is None:
+        return np.ones(len(frame), dtype=bool)
+    try:
+        index = frame.reset_index(drop=True).query(where, engine="python").index
+    except Exception as error:  # pandas raises a dozen kinds for a text that is no condition
+        raise UsageError(
+            f"where={where!r} is no condition on the labels ({error}); they are "
+            f"{', '.join(frame.columns)}."
+        ) from error
+    mask = np.zeros(len(frame), dtype=bool)
+    mask[index] = True
+    return mask
+
+
+def _codes(label: str, target: pd.Series, taking: np.ndarray) -> tuple[tuple, np.ndarray]:
+    values = target.to_numpy(dtype=object)
+    classes = tuple(sorted(set(values[taking]), key=lambda value: (str(type(value)), value)))
+    if not 2 <= len(classes) <= _MOST_CLASSES:
+        what = f"{len(classes)} values" + (f" ({classes[0]!r})" if len(classes) == 1 else "")
+        raise UsageError(
+            f"The label {label!r} has {what} among {int(taking.sum())} examples; a probe needs "
+            f"2 to {_MOST_CLASSES} classes."
+        )
+    index = {value: code for code, value in enumerate(classes)}
+    return classes, np.array(
+        [index[value] if take else -1 for value, take in zip(values, taking, strict=True)]
+    )
+
+
+def _check_spread(
+    label: str, classes: tuple, codes: np.ndarray, groups: np.ndarray, n_folds: int
+) -> None:
+    for code, value in enumerate(classes):
+        n = len(set(groups[codes == code]))
+        if n < n_folds:
+            raise UsageError(
+                f"The label {label!r} is {value!r} in {n} groups only, and {n_folds} folds need it "
+                f"in {n_folds} at least: give more examples, or fewer folds."
+            )
+
+
+def _by_type(
+    codes: np.ndarray, types: np.ndarray, rows: np.ndarray, n_classes: int, rng: np.random.Generator
+) -> np.ndarray:
+    """One random label per type, every class taken by some type."""
+    names, of = np.unique(types[rows], return_inverse=True)
+    if len(names) < n_classes:
+        raise UsageError(
+            f"The control task needs at least {n_classes} types, the examples are of {len(names)}: "
+            "name another column with control_type=, or leave the control out."
+        )
+    shares = np.bincount(codes[rows], minlength=n_classes) / len(rows)
+    drawn = rng.choice(n_classes, size=len(names), p=shares)
+    drawn[rng.permutation(len(names))[:n_classes]] = np.arange(n_classes)
+    out = np.full(len(codes), -1)
+    out[rows] = drawn[of]
+    return out

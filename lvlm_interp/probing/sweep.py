@@ -1,0 +1,358 @@
+"""`sweep`: probes over sites, positions and heads, with controls, intervals and an honest choice.
+
+For every problem (site x position x head): each of the folds is predicted by a probe trained on the
+other folds, groups whole; its regularisation is chosen on one of the training folds. Beside the
+task run the controls: labels shuffled, a random label per type (Hewitt and Liang 2019, "Designing
+and Interpreting Probes with Control Tasks"; selectivity is the accuracy on the task minus that on
+the control task, here with balanced accuracies), an untrained model, and the raw pixels.
+`ProbeSweep.best` chooses site and position anew in each fold, on the training folds alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from lvlm_interp.activations.base import Activations
+from lvlm_interp.errors import UsageError
+from lvlm_interp.probing.design import MAIN, SHUFFLED, TYPES, Design, design_of
+from lvlm_interp.probing.fitting import Outcome, Problem, fit_problem, probe_of
+from lvlm_interp.probing.scores import (
+    auroc,
+    balanced_accuracy,
+    balanced_difference,
+    pvalue_above,
+)
+from lvlm_interp.results import Result, ResultTable
+from lvlm_interp.sites import Site, select
+from lvlm_interp.stats import Estimate, benjamini_hochberg
+
+__all__ = ["CONTROLS", "Best", "ProbeSweep", "sweep"]
+
+UNTRAINED, PIXELS = "untrained", "pixels"
+CONTROLS = (SHUFFLED, TYPES, UNTRAINED, PIXELS)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The score of a sweep whose site and position were chosen on training folds alone.
+
+    Attributes:
+        site, position, head: The choice of most folds.
+        balanced_accuracy: On the held-out folds, each scored at the site that its training chose.
+        auroc: Likewise; None unless there are two classes.
+        selectivity: Balanced accuracy minus that of the control task at the same sites; None
+            without that control.
+        shuffled: Balanced accuracy with shuffled labels at the same sites; None without it.
+        per_fold: (site, position, head) of each fold.
+    """
+
+    site: str
+    position: str
+    head: int | None
+    balanced_accuracy: Estimate
+    auroc: Estimate | None
+    selectivity: Estimate | None
+    shuffled: Estimate | None
+    per_fold: tuple[tuple[str, str, int | None], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `summary.json`: site, position, accuracy and selectivity with their intervals."""
+        return {
+            "site": self.site,
+            "position": self.position,
+            "head": self.head,
+            "accuracy": self.balanced_accuracy.to_dict(),
+            "auroc": self.auroc.to_dict() if self.auroc else None,
+            "selectivity": self.selectivity.to_dict() if self.selectivity else None,
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class ProbeSweep(Result):
+    """What a sweep found.
+
+    Attributes:
+        table: One row per example x site x position x head x control: metric `correct`, with the
+            columns `control` (`none` is the task), `group`, `fold`, `truth`, `predicted`, `score`.
+        summary: One row per site x position x head x baseline, with intervals; see `sweep`.
+        design: Labels and folds.
+        outcomes: Predictions per problem.
+    """
+
+    summary: pd.DataFrame
+    design: Design = field(repr=False)
+    outcomes: tuple[Outcome, ...] = field(repr=False)
+    seed: int = 0
+    n_resamples: int = 1000
+
+    def best(
+        self, sites: str | Sequence[str] = "*", positions: str | Sequence[str] | None = None
+    ) -> Best:
+        """Score with the site and position (and head) chosen on the training folds of each fold.
+
+        A tie is taken by the earlier site. Problems that lack examples take no part.
+
+        Args:
+            sites: Among which sites to choose, as names or globs.
+            positions: Among which positions; all by default.
+
+        Raises:
+            UsageError: No problem of the sweep is at these sites and positions.
+        """
+        wanted = {str(site) for site in _matching(sites, self.outcomes)}
+        places = [positions] if isinstance(positions, str) else positions
+        n = len(self.design.rows)
+        among = [
+            outcome
+            for outcome in self.outcomes
+            if outcome.control == MAIN
+            and outcome.site in wanted
+            and (places is None or outcome.position in places)
+            and len(outcome.rows) == n
+        ]
+        if not among:
+            raise UsageError(
+                f"No problem of this sweep is at {sites} and {positions or 'any position'}."
+            )
+        picks = [
+            among[int(np.argmax([each.inner[fold] for each in among]))]
+            for fold in range(self.design.n_folds)
+        ]
+        return _best(picks, self.design, self.seed, self.n_resamples)
+
+
+def sweep(
+    data: Activations,
+    *,
+    label: str,
+    group: str | None = "group",
+    sites: str | Iterable[str] = "*",
+    positions: str | Iterable[str] | None = None,
+    heads: bool = False,
+    where: str | None = None,
+    probe: str | Any = "logistic",
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    controls: Sequence[str] = (SHUFFLED, TYPES),
+    control_type: str | None = "type",
+    baselines: Mapping[str, Activations] | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+    n_jobs: int = 1,
+    n_resamples: int = 1000,
+    progress: bool = True,
+) -> ProbeSweep:
+    """Fit probes for a label at every site and position.
+
+    Args:
+        data: Activations from `collect` or of a store.
+        label: Column of the labels to predict, for example `present` or `wrong`.
+        group: Column whose equal values are never split (scene or image).
+        sites: Names or globs among the sites of `data`.
+        positions: Among those of `data`; all by default.
+        heads: One problem per head at sites that have heads.
+        where: Which examples take part, for example `"asked_shape == 'ring'"`.
+        probe: `logistic`, `ridge`, `mean_difference`, `mlp`, or a scikit-learn classifier.
+        grid: Settings to choose from inside the training folds; the probe's usual ones by default.
+        controls: Among `shuffled_labels`, `control_task`, `untrained`, `pixels`; the last two need
+            their activations in `baselines`.
+        control_type: Column of the types of the control task (`shape|color|cell` in scenes).
+        baselines: Activations by control: `untrained` at the same sites and positions; `pixels`.
+        n_folds: Outer folds.
+        seed: Of folds, controls and intervals.
+        n_jobs: Processes; problems are spread over them.
+        n_resamples: Of the bootstrap.
+        progress: Show a bar.
+
+    Returns:
+        The table of all held-out predictions, and a summary with, per problem, `balanced_accuracy`,
+        `auroc` (two classes), `shuffled` and `selectivity` (each with `_low` and `_high`), `n`,
+        `chance`, and the p-value that balanced accuracy is above chance, with its
+        Benjamini-Hochberg adjustment over the problems.
+
+    Raises:
+        UsageError: No group, an unknown label, control, probe or position, or a missing baseline.
+        SiteError: No site matches.
+    """
+    baselines = dict(baselines or {})
+    _check_controls(controls, baselines, data)
+    estimator, settings = probe_of(probe, grid)
+    design = design_of(
+        data,
+        label=label,
+        group=group,
+        where=where,
+        control_type=control_type,
+        controls=tuple(controls),
+        n_folds=n_folds,
+        seed=seed,
+    )
+    places = [positions] if isinstance(positions, str) else positions
+    problems = list(_problems(MAIN, data, sites, places, heads))
+    for name, other in baselines.items():
+        problems += _problems(name, other, sites if name == UNTRAINED else "*", places, heads)
+    if not problems:
+        raise UsageError(f"The sites {sites} have none of the positions {places}.")
+    bar = tqdm(problems, desc="probes", unit="problem", disable=not progress)
+    tasks = (joblib.delayed(fit_problem)(each, design, estimator, settings) for each in bar)
+    found: Any = joblib.Parallel(n_jobs=n_jobs)(tasks)
+    outcomes: tuple[Outcome, ...] = tuple(found)
+    table = ResultTable(
+        pd.concat([_rows(each, design, data) for each in outcomes], ignore_index=True),
+        {**data.provenance, "seed": seed, "label": label, "group": group, "where": where}
+        | {"probe": str(probe), "grid": settings, "controls": list(controls), "n_folds": n_folds},
+    )
+    summary = _summary(outcomes, design, seed, n_resamples)
+    return ProbeSweep(table, summary, design, outcomes, seed, n_resamples)
+
+
+def _check_controls(
+    controls: Sequence[str], baselines: Mapping[str, Activations], data: Activations
+) -> None:
+    for name in controls:
+        if name not in CONTROLS:
+            raise UsageError(f"There is no control {name!r}; there are {', '.join(CONTROLS)}.")
+        if name in (UNTRAINED, PIXELS) and name not in baselines:
+            raise UsageError(
+                f"The control {name!r} needs its activations: pass baselines={{{name!r}: "
+                f"probing.{name}(...)}}."
+            )
+    for name, other in baselines.items():
+        if name not in controls:
+            raise UsageError(f"The baseline {name!r} is not among the controls {list(controls)}.")
+        if list(other.label("example")) != list(data.label("example")):
+            raise UsageError(f"The baseline {name!r} is of other examples than the activations.")
+
+
+def _problems(
+    control: str,
+    data: Activations,
+    sites: str | Iterable[str],
+    positions: Iterable[str] | None,
+    heads: bool,
+) -> Iterable[Problem]:
+    wanted = None if positions is None else list(positions)
+    unknown = [name for name in wanted or [] if name not in data.positions]
+    if unknown and control == MAIN:
+        raise UsageError(
+            f"There is no position {unknown[0]!r} in these activations; they have "
+            f"{', '.join(data.positions)}."
+        )
+    for site in data.select(sites if isinstance(sites, str) else list(sites)):
+        here = data[site]
+        for position in (*here.positions, *here.every):
+            if wanted is not None and position not in wanted:
+                continue
+            split = heads and here.heads is not None
+            for head in range(here.heads or 0) if split else [None]:
+                X, rows = here.rows_at(position, head)
+                yield Problem(control, site, position, head, X, rows)
+
+
+def _matching(sites: str | Sequence[str], outcomes: Sequence[Outcome]) -> list[Site]:
+    names = dict.fromkeys(each.site for each in outcomes if each.control == MAIN)
+    return select(sites, [Site.parse(name) for name in names])
+
+
+def _rows(outcome: Outcome, design: Design, data: Activations) -> pd.DataFrame:
+    site = Site.parse(outcome.site) if outcome.control != PIXELS else None
+    names, classes = data.label("example").to_numpy(), np.array(design.classes, dtype=object)
+    frames = []
+    for control, predicted in outcome.predicted.items():
+        truth = design.codes[control][outcome.rows]
+        frames.append(
+            pd.DataFrame(
+                {
+                    "example": names[outcome.rows],
+                    "tower": site.tower if site else None,
+                    "layer": site.layer if site else None,
+                    "site": outcome.site,
+                    "head": outcome.head,
+                    "position": outcome.position,
+                    "metric": "correct",
+                    "value": (predicted == truth).astype(float),
+                    "control": outcome.control if outcome.control != MAIN else control,
+                    "group": design.groups[outcome.rows],
+                    "fold": design.fold[outcome.rows],
+                    "truth": classes[truth].astype(str),
+                    "predicted": classes[predicted].astype(str),
+                    "score": outcome.score if control == MAIN else np.nan,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def _summary(
+    outcomes: Sequence[Outcome], design: Design, seed: int, n_resamples: int
+) -> pd.DataFrame:
+    rows = []
+    for outcome in outcomes:
+        site = Site.parse(outcome.site) if outcome.control != PIXELS else None
+        found = _scores([outcome], [slice(None)], design, seed, n_resamples)
+        row: dict[str, Any] = {
+            "control": outcome.control,
+            "tower": site.tower if site else None,
+            "layer": site.layer if site else None,
+            "site": outcome.site,
+            "position": outcome.position,
+            "head": outcome.head,
+            "n": len(outcome.rows),
+            "chance": design.chance,
+        }
+        for name, estimate in found.items():
+            values = (estimate.estimate, estimate.low, estimate.high) if estimate else (np.nan,) * 3
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        main = found["balanced_accuracy"]
+        row["pvalue"] = pvalue_above(main, design.chance) if main else np.nan
+        rows.append(row)
+    frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    frame["pvalue_adjusted"] = benjamini_hochberg(frame["pvalue"].to_numpy())
+    return frame
+
+
+def _best(picks: Sequence[Outcome], design: Design, seed: int, n_resamples: int) -> Best:
+    held = [design.fold[pick.rows] == fold for fold, pick in enumerate(picks)]
+    found = _scores(picks, held, design, seed, n_resamples)
+    per_fold = tuple((pick.site, pick.position, pick.head) for pick in picks)
+    site, position, head = max(dict.fromkeys(per_fold), key=per_fold.count)
+    accuracy = found.pop("balanced_accuracy")
+    assert accuracy is not None
+    return Best(site, position, head, accuracy, **found, per_fold=per_fold)
+
+
+def _scores(
+    parts: Sequence[Outcome],
+    keep: Sequence[Any],
+    design: Design,
+    seed: int,
+    n_resamples: int,
+) -> dict[str, Estimate | None]:
+    """Scores of predictions that may come from several problems, some rows of each."""
+    rows = np.concatenate([part.rows[mask] for part, mask in zip(parts, keep, strict=True)])
+    groups = design.groups[rows]
+    options = {"n_resamples": n_resamples, "seed": seed}
+
+    def joined(control: str) -> tuple[np.ndarray, np.ndarray] | None:
+        if any(control not in part.predicted for part in parts):
+            return None
+        predicted = [part.predicted[control][mask] for part, mask in zip(parts, keep, strict=True)]
+        truth = design.codes[control][rows]
+        return truth, np.concatenate(predicted) == truth
+
+    main, shuffled, types = (joined(name) for name in (MAIN, SHUFFLED, TYPES))
+    assert main is not None
+    score = np.concatenate([part.score[mask] for part, mask in zip(parts, keep, strict=True)])
+    binary = len(design.classes) == 2
+    return {
+        "balanced_accuracy": balanced_accuracy(*main, groups, **options),
+        "auroc": auroc(main[0], score, groups, **options) if binary else None,
+        "shuffled": balanced_accuracy(*shuffled, groups, **options) if shuffled else None,
+        "selectivity": balanced_difference(*main, *types, groups, **options) if types else None,
+    }
