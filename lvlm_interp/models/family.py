@@ -47,6 +47,7 @@ class Branch:
         scale: Factor on that output.
         entry: Module whose first input is what the branch and the skip connection share, where a
             site is declared for it (`resid_cross`).
+        tiled_keys: Whether keys and values come with the tiles of an image in the batch.
     """
 
     attn: str
@@ -58,6 +59,7 @@ class Branch:
     out: str = ""
     scale: Scale | None = None
     entry: str = ""
+    tiled_keys: bool = False
 
 
 @dataclass(frozen=True)

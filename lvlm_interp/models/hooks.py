@@ -120,6 +120,14 @@ def unflattened(frame: Frame) -> View:
     )
 
 
+def regrouped(frame: Frame) -> View:
+    """`batch*tile pos d` seen as `batch pos d`, with the batch that the block was called with."""
+    return View(
+        lambda raw: raw.reshape(frame.stream.shape[0], -1, raw.shape[-1]),
+        lambda raw, new: new.reshape(raw.shape),
+    )
+
+
 @dataclass(frozen=True)
 class Tap:
     """Where a site's value passes.
@@ -133,6 +141,8 @@ class Tap:
         keyword: Name of the input when it is passed by name, or of the field of an output that has
             several.
         frame: The call that the view needs to know of.
+        ndim: Number of axes that the raw tensor must have; others that pass are none of the site's
+            (a norm that is applied to a pooled vector too).
     """
 
     module: nn.Module
@@ -140,6 +150,7 @@ class Tap:
     view: View = AS_IS
     keyword: str = "hidden_states"
     frame: Frame | None = None
+    ndim: int | None = None
 
 
 ATTENTION_PARTS = ("rot_q", "rot_k", "scores", "pattern")
@@ -151,6 +162,7 @@ class _Visit:
     view: View
     visitor: Visitor
     name: str
+    ndim: int | None = None
 
 
 @dataclass(eq=False)
@@ -163,6 +175,8 @@ class Line:
     def carry(self, raw: Tensor) -> Tensor:
         """Pass the tensor by every visitor and return what flows on."""
         for visit in self.visits:
+            if visit.ndim is not None and raw.ndim != visit.ndim:
+                continue
             value = visit.view.read(raw)
             new = visit.visitor(value)
             if new is not None:
@@ -198,7 +212,7 @@ class Switchboard:
             line = self._lines[key] = self._open(tap)
         if tap.frame is not None:
             tap.frame.open()
-        visit = _Visit(order, tap.view, visitor, name)
+        visit = _Visit(order, tap.view, visitor, name, tap.ndim)
         line.visits.append(visit)
         line.visits.sort(key=lambda each: each.order)
         try:

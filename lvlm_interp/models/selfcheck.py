@@ -197,7 +197,8 @@ class _Run:
         return False
 
     def _deepstack(self, site: Site, value: Tensor, before: Tensor) -> Tensor | float:
-        added = self.notes.pop(f"deepstack{site.layer}", None)
+        key = f"deepstack{site.layer}" if site.tower == "text" else ""
+        added = self.notes.pop(key, None)
         if added is None:
             return 0.0
         out = torch.zeros_like(value)

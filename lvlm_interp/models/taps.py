@@ -20,6 +20,7 @@ from lvlm_interp.models.hooks import (
     View,
     fused_heads,
     heads,
+    regrouped,
     scaled,
     unflattened,
 )
@@ -87,7 +88,9 @@ def _tower_taps(hf: Any, tower: Tower) -> dict[Site, Tap]:
         for name, tap in _block_taps(block, where, tower.block, size, outer).items():
             taps[Site(tower.name, layer, name)] = tap
     if tower.final_norm and tower.name != "text":
-        taps[Site(tower.name, None, "final_norm")] = Tap(at(hf, tower.final_norm), "output", outer)
+        taps[Site(tower.name, None, "final_norm")] = Tap(
+            at(hf, tower.final_norm), "output", outer, ndim=None if tower.flat else 3
+        )
     return taps
 
 
@@ -130,10 +133,16 @@ def _projection_taps(
             for i, name in enumerate("qkv")
         }
     counts = {"q": size.n_heads, "k": size.n_kv_heads, "v": size.n_kv_heads}
-    return {
+    taps = {
         name: Tap(at(block, getattr(where, name)), "output", outer.then(heads(n, size.d_head)))
         for name, n in counts.items()
     }
+    if where.tiled_keys:
+        frame = Frame(block)
+        for name in "kv":
+            view = regrouped(frame).then(heads(counts[name], size.d_head))
+            taps[name] = replace(taps[name], view=view, frame=frame)
+    return taps
 
 
 def _mlp_taps(block: nn.Module, where: Block, outer: View) -> dict[str, Tap]:

@@ -5,10 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.models.families import llava
+from lvlm_interp.models.families import (
+    blip,
+    gemma,
+    idefics3,
+    internvl,
+    llava,
+    llava_next,
+    mllama,
+    qwen_vl,
+)
 from lvlm_interp.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (llava.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    llava.FAMILY,
+    llava_next.FAMILY,
+    llava_next.ONEVISION,
+    qwen_vl.FAMILY,
+    qwen_vl.QWEN2_5,
+    qwen_vl.QWEN3,
+    idefics3.FAMILY,
+    idefics3.SMOLVLM,
+    gemma.PALIGEMMA,
+    gemma.GEMMA3,
+    internvl.FAMILY,
+    mllama.FAMILY,
+    blip.FAMILY,
+    blip.INSTRUCTBLIP,
+)
 
 
 def family_of(config: Any) -> Family:
@@ -19,7 +43,7 @@ def family_of(config: Any) -> Family:
     """
     for family in FAMILIES:
         if config.model_type in family.model_types:
-            return family
+            return family if family.variant is None else family.variant(config)
     supported = ", ".join(family.name for family in FAMILIES)
     raise ModelError(
         f"The architecture {config.model_type!r} is not supported; supported are: {supported}."

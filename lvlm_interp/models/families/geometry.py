@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from lvlm_interp.tokens import ImageLayout
+
+Size = tuple[int, int]
+"""(width, height)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Placement:
     offset_x: float = 0.0
     offset_y: float = 0.0
 
-    def to_image(self, box: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+    def to_image(self, box: np.ndarray, size: Size | None) -> np.ndarray:
         """Boxes on the canvas (`... 4`) as boxes in the image, clipped to it."""
         scale = np.array([self.scale_x, self.scale_y] * 2)
         out = (box - np.array([self.offset_x, self.offset_y] * 2)) / scale
@@ -28,7 +33,14 @@ class Placement:
         return out
 
 
-def placement(processor: Any, size: tuple[int, int] | None, canvas: tuple[int, int]) -> Placement:
+def stretched(size: Size | None, canvas: Size) -> Placement:
+    """Placement of an image that is resized to the canvas, whatever its aspect ratio."""
+    if size is None:
+        return Placement()
+    return Placement(canvas[0] / size[0], canvas[1] / size[1])
+
+
+def placement(processor: Any, size: Size | None, canvas: Size) -> Placement:
     """Placement by a resize (exact, or of the shortest edge with a center crop).
 
     Args:
@@ -57,9 +69,9 @@ def placement(processor: Any, size: tuple[int, int] | None, canvas: tuple[int, i
 def grid_layout(
     rows: int,
     cols: int,
-    canvas: tuple[int, int],
+    canvas: Size,
     place: Placement,
-    size: tuple[int, int] | None,
+    size: Size | None,
     tile: int = 0,
 ) -> ImageLayout:
     """A plain grid of `rows` x `cols` tokens over a canvas (width, height), row by row."""
@@ -70,3 +82,70 @@ def grid_layout(
     return ImageLayout(
         kind, row, col, np.full(rows * cols, tile), place.to_image(box.astype(float), size)
     )
+
+
+def tiled_layout(
+    tiles: Size, grid: Size, canvas: Size, size: Size | None, first: int = 0
+) -> list[ImageLayout]:
+    """Tiles of a stretched image, row by row, each with its own grid of tokens.
+
+    Args:
+        tiles: (columns, rows) of tiles over the image.
+        grid: (columns, rows) of tokens in a tile.
+        canvas: (width, height) of one tile.
+        size: (width, height) of the image.
+        first: Number of the first tile.
+    """
+    columns, rows = tiles
+    whole = stretched(size, (canvas[0] * columns, canvas[1] * rows))
+    return [
+        grid_layout(
+            grid[1],
+            grid[0],
+            canvas,
+            replace(whole, offset_x=-column * canvas[0], offset_y=-row * canvas[1]),
+            size,
+            tile=first + row * columns + column,
+        )
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def tokens_without_place(n: int, kind: str, note: str) -> ImageLayout:
+    """Tokens that stand for no place in the image (queries, separators, one placeholder)."""
+    none = np.full(n, -1)
+    return ImageLayout(
+        np.full(n, kind, dtype=object), none, none, none, np.full((n, 4), np.nan), note
+    )
+
+
+def joined(parts: Sequence[ImageLayout]) -> ImageLayout:
+    """Several parts of one image, one behind the other."""
+    fields = ("kind", "row", "col", "tile", "box")
+    return ImageLayout(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in fields),
+        note="; ".join(sorted({part.note for part in parts if part.note})),
+    )
+
+
+def without_boxes(layout: ImageLayout, note: str) -> ImageLayout:
+    """The same tokens where only their order is known, not their place."""
+    return replace(layout, box=np.full_like(layout.box, np.nan), note=note)
+
+
+def random_pixels(*shape: int) -> torch.Tensor:
+    """Pixels of the self-check's image."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def square(config: Any) -> int:
+    """Side of the images that a vision tower takes."""
+    side = config.image_size
+    return side[0] if isinstance(side, list | tuple) else side
+
+
+def patch(config: Any) -> int:
+    """Side of a patch of a vision tower."""
+    side = config.patch_size
+    return side[0] if isinstance(side, list | tuple) else side

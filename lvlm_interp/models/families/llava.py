@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lvlm_interp.models.families.geometry import grid_layout, placement
+from lvlm_interp.models.families.geometry import grid_layout, placement, random_pixels
 from lvlm_interp.models.family import CLIP_BLOCK, Family, ImageContext, Tower
 from lvlm_interp.tokens import ImageLayout
 
@@ -20,29 +20,31 @@ def n_read(config: Any, n_layers: int) -> int:
 def layout(context: ImageContext) -> list[ImageLayout]:
     """One token per patch, row by row; the class token is dropped by the model."""
     vision = context.config.vision_config
-    pixels = context.tensors["pixel_values"]
-    height, width = pixels.shape[-2:]
+    height, width = context.tensors["pixel_values"].shape[-2:]
     rows, cols = height // vision.patch_size, width // vision.patch_size
-    images = getattr(context.processor, "image_processor", None)
+    canvas = (width, height)
     return [
-        grid_layout(rows, cols, (width, height), placement(images, size, (width, height)), size)
+        grid_layout(rows, cols, canvas, placement(context.image_processor, size, canvas), size)
         for size in context.sizes
     ]
 
 
+def pixels(config: Any) -> dict[str, Any]:
+    """One image of the size that the vision tower takes."""
+    side = config.vision_config.image_size
+    return {"pixel_values": random_pixels(1, 3, side, side)}
+
+
+VISION = Tower(
+    "vision", "model.vision_tower.encoder.layers", "vision_config", CLIP_BLOCK, n_read=n_read
+)
+TEXT = Tower("text", "model.language_model.layers", "text_config")
+
 FAMILY = Family(
     name="llava",
     model_types=("llava",),
-    towers=(
-        Tower(
-            "vision",
-            "model.vision_tower.encoder.layers",
-            "vision_config",
-            CLIP_BLOCK,
-            n_read=n_read,
-        ),
-        Tower("text", "model.language_model.layers", "text_config"),
-    ),
+    towers=(VISION, TEXT),
     layout=layout,
+    pixels=pixels,
     special="reads the last but one vision block by default; the class token is dropped",
 )

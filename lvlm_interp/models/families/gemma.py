@@ -1,0 +1,75 @@
+"""PaliGemma and Gemma3: SigLIP and a Gemma language model that attends both ways over the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
+from lvlm_interp.models.family import CLIP_BLOCK, Block, Family, ImageContext, Tower
+from lvlm_interp.tokens import ImageLayout
+
+
+def _layout(per_side: int, context: ImageContext) -> list[ImageLayout]:
+    side = context.config.vision_config.image_size
+    square = (side, side)
+    return [
+        grid_layout(per_side, per_side, square, stretched(size, square), size)
+        for size in context.sizes
+    ]
+
+
+def patches(context: ImageContext) -> list[ImageLayout]:
+    """PaliGemma: one token per patch of the stretched image."""
+    vision = context.config.vision_config
+    return _layout(vision.image_size // vision.patch_size, context)
+
+
+def pooled(context: ImageContext) -> list[ImageLayout]:
+    """Gemma3: patches averaged into `mm_tokens_per_image` tokens."""
+    return _layout(int(context.config.mm_tokens_per_image**0.5), context)
+
+
+def pixels(config: Any) -> dict[str, Any]:
+    """One image of the size that the vision tower takes."""
+    side = config.vision_config.image_size
+    return {"pixel_values": random_pixels(1, 3, side, side)}
+
+
+VISION = Tower(
+    "vision",
+    "model.vision_tower.encoder.layers",
+    "vision_config",
+    CLIP_BLOCK,
+    final_norm="model.vision_tower.post_layernorm",
+)
+
+POST_NORMS = Block(
+    attn_out="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_out="post_feedforward_layernorm",
+)
+"""A block that norms what a branch adds, as well as what it reads."""
+
+PALIGEMMA = Family(
+    name="paligemma",
+    model_types=("paligemma",),
+    towers=(VISION, Tower("text", "model.language_model.layers", "text_config")),
+    layout=patches,
+    pixels=pixels,
+    embed_is_resid=False,
+    needs=("pixel_values", "token_type_ids"),
+    bidirectional="the whole prompt",
+    special="the whole prompt attends both ways; embeddings are scaled before the first block",
+)
+
+GEMMA3 = Family(
+    name="gemma3",
+    model_types=("gemma3",),
+    towers=(VISION, Tower("text", "model.language_model.layers", "text_config", POST_NORMS)),
+    layout=pooled,
+    pixels=pixels,
+    needs=("pixel_values", "token_type_ids"),
+    bidirectional="the tokens of one image",
+    special="image tokens attend both ways; patches are averaged; norms behind each branch, so "
+    "attn_out and mlp_out are what those norms give",
+)

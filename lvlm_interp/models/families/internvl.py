@@ -1,0 +1,81 @@
+"""InternVL: LayerScale vision tower, tiles with a thumbnail, pixel shuffle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from lvlm_interp.models.families.geometry import (
+    grid_layout,
+    joined,
+    patch,
+    random_pixels,
+    square,
+    stretched,
+    tiled_layout,
+)
+from lvlm_interp.models.families.llava import TEXT, n_read
+from lvlm_interp.models.family import Block, Family, ImageContext, Scale, Tower
+from lvlm_interp.tokens import ImageLayout
+
+
+def layout(context: ImageContext) -> list[ImageLayout]:
+    """Tiles row by row, then the thumbnail (tile 0); each a grid of shuffled patches."""
+    config, processor = context.config, context.image_processor
+    vision = config.vision_config
+    side = square(vision)
+    per_side = int(side // patch(vision) * config.downsample_ratio)
+    canvas, grid = (side, side), (per_side, per_side)
+    layouts = []
+    for size in context.sizes:
+        thumbnail = grid_layout(per_side, per_side, canvas, stretched(size, canvas), size)
+        tiles = (1, 1)
+        if size is not None and _crops(context):
+            limits = (processor.min_patches, processor.max_patches)
+            tiles = get_optimal_tiled_canvas((size[1], size[0]), canvas, *limits)
+        parts = tiled_layout(tiles, grid, canvas, size, first=1) if tiles != (1, 1) else []
+        layouts.append(joined([*parts, thumbnail]))
+    return layouts
+
+
+def _crops(context: ImageContext) -> bool:
+    """Whether the processor cut tiles: it does by default, whatever its image processor says."""
+    return len(context.tensors["pixel_values"]) > _n_given(context)
+
+
+def _n_given(context: ImageContext) -> int:
+    return context.first + len(context.sizes)
+
+
+def pixels(config: Any) -> dict[str, Any]:
+    """One image in one tile."""
+    side = square(config.vision_config)
+    return {"pixel_values": random_pixels(1, 3, side, side)}
+
+
+BLOCK = Block(
+    attn="attention",
+    q="attention.q_proj",
+    k="attention.k_proj",
+    v="attention.v_proj",
+    o="attention.projection_layer",
+    attn_out="attention.projection_layer",
+    attn_scale=Scale("lambda_1"),
+    mlp_norm="layernorm_after",
+    down="mlp.fc2",
+    mlp_scale=Scale("lambda_2"),
+)
+
+FAMILY = Family(
+    name="internvl",
+    model_types=("internvl",),
+    towers=(
+        Tower("vision", "model.vision_tower.encoder.layer", "vision_config", BLOCK, n_read=n_read),
+        TEXT,
+    ),
+    layout=layout,
+    pixels=pixels,
+    special="LayerScale: attn_out and mlp_out are what is added after it; tiles, then a thumbnail; "
+    "pixel shuffle",
+)

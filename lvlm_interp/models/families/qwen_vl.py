@@ -1,0 +1,103 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size in one flat axis, patches merged by four."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
+from lvlm_interp.models.family import Block, Family, ImageContext, Tower
+from lvlm_interp.models.hooks import BATCH_OF_ONE, Tap
+from lvlm_interp.sites import Site
+from lvlm_interp.tokens import ImageLayout
+
+
+def layout(context: ImageContext) -> list[ImageLayout]:
+    """One token per `spatial_merge_size` squared patches, row by row over the resized image."""
+    vision = context.config.vision_config
+    grids = context.tensors["image_grid_thw"][context.first : context.first + len(context.sizes)]
+    merge, side = vision.spatial_merge_size, vision.patch_size
+    layouts = []
+    for (_, height, width), size in zip(grids.tolist(), context.sizes, strict=True):
+        canvas = (width * side, height * side)
+        rows, cols = height // merge, width // merge
+        layouts.append(grid_layout(rows, cols, canvas, stretched(size, canvas), size))
+    return layouts
+
+
+def n_images(tensors: Mapping[str, Any]) -> int:
+    """One grid per image."""
+    return len(tensors["image_grid_thw"])
+
+
+def pixels(config: Any) -> dict[str, Any]:
+    """One image of four by six patches."""
+    vision = config.vision_config
+    merge = vision.spatial_merge_size
+    rows, cols = 2 * merge, 3 * merge
+    channels = getattr(vision, "in_channels", 3)
+    width = channels * vision.temporal_patch_size * vision.patch_size**2
+    return {
+        "pixel_values": random_pixels(rows * cols, width),
+        "image_grid_thw": torch.tensor([[1, rows, cols]]),
+    }
+
+
+def deepstack_taps(hf: nn.Module) -> dict[Site, Tap]:
+    """What each merger adds to the image positions behind its block of the language model."""
+    mergers = hf.model.visual.deepstack_merger_list  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        Site("text", layer, "deepstack"): Tap(merger, "output", BATCH_OF_ONE)
+        for layer, merger in enumerate(mergers)  # pyright: ignore[reportArgumentType]
+    }
+
+
+def _vision(block: Block, width: str = "hidden_size") -> Tower:
+    return Tower("vision", "model.visual.blocks", "vision_config", block, flat=True, width=width)
+
+
+FUSED = Block(
+    attn="attn",
+    qkv="attn.qkv",
+    o="attn.proj",
+    attn_out="attn.proj",
+    mlp_norm="norm2",
+    down="mlp.fc2",
+)
+TEXT = Tower("text", "model.language_model.layers", "text_config")
+
+FAMILY = Family(
+    name="qwen2_vl",
+    model_types=("qwen2_vl",),
+    towers=(_vision(FUSED, width="embed_dim"), TEXT),
+    layout=layout,
+    n_images=n_images,
+    pixels=pixels,
+    projector="model.visual",
+    projector_view=BATCH_OF_ONE,
+    projector_field="pooler_output",
+    needs=("pixel_values", "image_grid_thw", "mm_token_type_ids"),
+    special="the images of a batch share one axis of patches; M-RoPE; fused q, k, v in the tower",
+)
+
+QWEN2_5 = replace(
+    FAMILY,
+    name="qwen2_5_vl",
+    model_types=("qwen2_5_vl",),
+    towers=(_vision(replace(FUSED, down="mlp.down_proj")), TEXT),
+    special=FAMILY.special + "; window attention, so the tower's patches are in window order",
+)
+
+QWEN3 = replace(
+    FAMILY,
+    name="qwen3_vl",
+    model_types=("qwen3_vl",),
+    towers=(_vision(replace(FUSED, down="mlp.linear_fc2")), TEXT),
+    extra_taps=deepstack_taps,
+    special=FAMILY.special + "; deepstack: features of inner vision blocks are added behind the "
+    "first blocks of the language model (sites text.N.deepstack)",
+)
