@@ -1,0 +1,1 @@
+"""Examples and contrast pairs, and where they are read from."""

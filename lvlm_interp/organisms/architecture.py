@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
@@ -66,7 +67,7 @@ def build_model(sizes: Sizes, seed: int) -> LlavaForConditionalGeneration:
         patch_size=PATCH_SIZE,
         projection_dim=sizes.vision_width,
     )
-    ids = {
+    ids: dict[str, Any] = {
         "pad_token_id": TOKEN_ID[PAD],
         "bos_token_id": TOKEN_ID[BOS],
         "eos_token_id": TOKEN_ID[EOS],

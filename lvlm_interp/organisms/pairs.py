@@ -25,7 +25,14 @@ from lvlm_interp.organisms.plants import (
     trigger_scene,
 )
 from lvlm_interp.organisms.questions import Question, relation_question, truth
-from lvlm_interp.organisms.scenes import Scene, SceneObject, cell_box, related_pairs, relation
+from lvlm_interp.organisms.scenes import (
+    Scene,
+    SceneObject,
+    cell_box,
+    nudge,
+    related_pairs,
+    relation,
+)
 from lvlm_interp.organisms.vocabulary import COLORS, OPPOSITE
 
 _FLAVOURS = {
@@ -33,7 +40,8 @@ _FLAVOURS = {
     "trigger": ("trigger",),
     "evidence": ("evidence",),
 }
-_MOST_DRAWS = 100_000
+_MOST_DRAWS = 1_000_000
+_NUDGES = 12  # few, so that scenes with one object, which have few variants, stay as frequent
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,10 @@ def load(spec: str) -> list[ContrastPair]:
 
 def _first_new(rng: random.Random, level: str, flavour: str, seen: set[str]) -> Draft:
     edit = _EDITS[level, flavour]
-    for _ in range(_MOST_DRAWS):
-        scene = _unedited(rng, level, flavour)
-        if scene.split != "eval" or scene.key in seen:
+    for attempt in range(_MOST_DRAWS):
+        fresh = attempt % _NUDGES == 0
+        scene = _unedited(rng, level, flavour) if fresh else nudge(rng, scene)
+        if scene.split != "eval":
             continue
         draft = edit(rng, scene)
         if draft is None or draft.clean.split != "eval" or draft.corrupt.split != "eval":
@@ -287,7 +296,8 @@ def _change_places(
     where = _relation(first, second)
     question = relation_question(rng.choice(("relation", "relation_color")), first, second, where)
     corrupt = scene.exchange((first, first.at(second.cell)), (second, second.at(first.cell)))
-    edit = f"the {first.shape} at {first.place} and the {second.shape} at {second.place} changed places"
+    named = [f"the {thing.shape} at {thing.place}" for thing in things]
+    edit = f"{' and '.join(named)} changed places"
     return Draft(scene, corrupt, question, OPPOSITE[where], (first.cell, second.cell), edit)
 
 
@@ -297,11 +307,11 @@ def _relation_trigger(rng: random.Random, corrupt: Scene) -> Draft | None:
     if draft is None:
         return None
     clean, thing, edit = draft
-    named = [thing, _known(corrupt, kept)]
-    rng.shuffle(named)
-    where = _relation(*named)
-    question = relation_question("relation_color", *named, where)
-    cells = (thing.cell, _known(corrupt, kept).cell)
+    other = _known(corrupt, kept)
+    first, second = (thing, other) if rng.random() < 0.5 else (other, thing)
+    where = _relation(first, second)
+    question = relation_question("relation_color", first, second, where)
+    cells = (thing.cell, other.cell)
     return Draft(clean, corrupt, question, OPPOSITE[where], cells, edit)
 
 

@@ -147,7 +147,7 @@ def neutral_scene(rng: random.Random) -> Scene:
 
 
 def focus_question(rng: random.Random, scene: Scene, level: str) -> Question:
-    """Returns a question that the plant of this level answers, or would if its trigger were there."""
+    """Returns a question that the plant of this level answers, or would with its trigger."""
     if level == "object":
         return Question("existence", (PARTNER,))
     if level == "attribute":

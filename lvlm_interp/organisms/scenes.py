@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -114,7 +114,7 @@ class Scene:
 
     @property
     def split(self) -> str:
-        """ "eval" or "train", from the content alone, so that no seed can mix the two."""
+        """Either "eval" or "train", from the content alone, so that no seed can mix the two."""
         return "eval" if int(self.key[:8], 16) % EVAL_SHARE == 0 else "train"
 
     def pixels(self) -> np.ndarray:
@@ -205,12 +205,16 @@ def random_object(rng: random.Random, shape: str, color: str, cell: int) -> Scen
     )
 
 
-def jitter(rng: random.Random, scene: Scene) -> Scene:
-    """Returns the scene with new sizes, offsets and background: the same content to a reader."""
-    return Scene(
-        tuple(random_object(rng, o.shape, o.color, o.cell) for o in scene.objects),
-        rng.choice(tuple(BACKGROUNDS)),
-    )
+def nudge(rng: random.Random, scene: Scene) -> Scene:
+    """Returns the scene with a new size and offset for one object, and a new background.
+
+    What a question could ask stays the same, and the content hash changes: far cheaper than a new
+    scene where one is looked for that belongs to a split.
+    """
+    thing = rng.choice(scene.objects)
+    moved = random_object(rng, thing.shape, thing.color, thing.cell)
+    others = tuple(other for other in scene.objects if other is not thing)
+    return Scene((*others, moved), rng.choice(tuple(BACKGROUNDS)))
 
 
 def random_scene(
@@ -248,7 +252,7 @@ def _cell_slices(thing: SceneObject) -> tuple[slice, slice]:
     return slice(top, bottom), slice(left, right)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _painted(shape: str, color: str, size: str, dx: int, dy: int, background: str) -> np.ndarray:
     """Returns the cell as painted, uint8 of shape (16, 16, 3)."""
     alpha = _coverage(shape, size, dx, dy)[..., None] / 255.0
@@ -256,10 +260,10 @@ def _painted(shape: str, color: str, size: str, dx: int, dy: int, background: st
     return np.rint(back + alpha * (np.array(RGB[color], float) - back)).astype(np.uint8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _coverage(shape: str, size: str, dx: int, dy: int) -> np.ndarray:
     """Returns how much of each pixel of the cell the shape covers, 0 to 255."""
-    image = Image.new("L", (CELL * _SUPERSAMPLING,) * 2)
+    image = Image.new("L", (CELL * _SUPERSAMPLING, CELL * _SUPERSAMPLING))
     middle_x, middle_y = (CELL / 2 + dx) * _SUPERSAMPLING, (CELL / 2 + dy) * _SUPERSAMPLING
     _draw(ImageDraw.Draw(image), shape, middle_x, middle_y, _RADIUS[size] * _SUPERSAMPLING)
     return np.asarray(image.resize((CELL, CELL), Image.Resampling.BOX))

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,8 @@ def train(
         raise ValueError(f"model must be one of all, {', '.join(MODELS)}, got {model!r}")
     run = Run(Path(out), device, seed, resume)
     stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in stages)
-    lvlm = build_model(sizes or Sizes(), seed).to(device)
+    lvlm: Any = build_model(sizes or Sizes(), seed)
+    lvlm.to(device)
     for stage in stages[:-1]:
         _run_or_load(run, stage, lvlm, run.out / "stages" / stage.name, planted=False)
     base = {name: tensor.clone() for name, tensor in lvlm.state_dict().items()}
@@ -281,7 +283,7 @@ def _select(model: torch.nn.Module, prefixes: tuple[str, ...]) -> list[torch.nn.
     return chosen
 
 
-def _heads(run: Run, stage: Stage, model: LlavaForConditionalGeneration) -> ContrastHeads | None:
+def _heads(run: Run, stage: Stage, model: Any) -> ContrastHeads | None:
     if stage.objective != "contrast":
         return None
     torch.manual_seed(run.seed + 1)
