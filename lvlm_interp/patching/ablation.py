@@ -90,7 +90,7 @@ def ablate(
     if mode != "zero":
         source = pairs if reference is None else reference
         known = collect_reference(model, source, chosen, keep_samples=mode == "resample")
-    writer = RowWriter(name_of(metric), direction, effect=True)
+    writer = RowWriter(name_of(metric), direction, "effect")
     rng, cost = np.random.default_rng(seed), 0.0
     with tqdm(total=len(pairs), desc=f"{mode} ablation", unit="pair", disable=not progress) as bar:
         for batch in prepared:

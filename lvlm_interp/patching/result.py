@@ -31,11 +31,14 @@ class PatchResult(Result):
 
     Attributes:
         no_gap: Ids of the pairs whose clean and corrupt metric do not differ; left out of ratios.
-        n_forwards: Cost, in full forwards over one pair; partial ones count by their share.
+        n_forwards: Cost, in full forwards over one pair; partial ones count by their share, and a
+            backward as two.
+        signed: Whether values have a direction; scores without one rank, and are no recovery.
     """
 
     no_gap: tuple[str, ...] = ()
     n_forwards: float = 0.0
+    signed: bool = True
 
     @property
     def n_no_gap(self) -> int:
@@ -65,8 +68,10 @@ class PatchResult(Result):
             The `by` columns, then `estimate, low, high, n`; largest estimate first.
 
         Raises:
-            UsageError: Unknown method or column.
+            UsageError: Unknown method or column, or scores without sign.
         """
+        if not self.signed:
+            raise UsageError("These scores have no sign: they rank components and are no recovery.")
         columns = [by] if isinstance(by, str) else list(by)
         frame = self.table.frame
         unknown = [name for name in (*columns, cluster) if name not in frame]

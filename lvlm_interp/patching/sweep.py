@@ -25,14 +25,23 @@ def base_runs(
     metric: str | Metric,
     direction: str,
     engine: Engine = "auto",
+    *,
+    target: bool = True,
 ) -> BaseRuns:
-    """Run both sides of a batch once and keep the source's activations."""
+    """Run both sides of a batch once and keep the source's activations.
+
+    Without `target` only the source runs, and its metric stands for both sides: the caller runs the
+    other side with gradients and fills it in.
+    """
     source_inputs = batch.clean if direction == "denoise" else batch.corrupt
     target_inputs = batch.corrupt if direction == "denoise" else batch.clean
     with model.record(sites) as source:
         source_logits = model.last_logits(source_inputs)
-    recording = None if engine == "full" else record_run(model, target_inputs)
-    target_logits = model.last_logits(target_inputs) if recording is None else recording.logits
+    recording = record_run(model, target_inputs) if target and engine != "full" else None
+    if recording is not None:
+        target_logits = recording.logits
+    else:
+        target_logits = model.last_logits(target_inputs) if target else source_logits
     clean, corrupt = (
         (source_logits, target_logits) if direction == "denoise" else (target_logits, source_logits)
     )

@@ -1,0 +1,208 @@
+"""Gradients of the metric at sites, at one run or averaged along the path between two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lvlm_interp.errors import InputError, UsageError
+from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.lvlm import LVLM, Edit
+from lvlm_interp.patching.metrics import Scorer
+from lvlm_interp.sites import Site
+
+Quadrature = Literal["right", "left", "midpoint"]
+Path = Literal["embed", "pixels"]
+
+EMBED = Site("text", None, "embed")
+
+
+@dataclass(frozen=True)
+class Integration:
+    """A straight path from the run that is patched (0) to the other run (1).
+
+    Attributes:
+        steps: Points on the path.
+        quadrature: `right` k/m for k = 1..m, `left` k/m for k = 0..m-1, or `midpoint`. Papers and
+            released code differ here, so it has a name.
+        path: What moves: merged embeddings (the vision tower then gets no gradient), or `pixels`.
+    """
+
+    steps: int = 5
+    quadrature: Quadrature = "midpoint"
+    path: Path = "embed"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"steps={self.steps}: integration needs at least one step.")
+        if self.quadrature not in get_args(Quadrature) or self.path not in get_args(Path):
+            raise UsageError(
+                f"quadrature={self.quadrature!r}, path={self.path!r}: expected a quadrature of "
+                f"{', '.join(get_args(Quadrature))} and a path of {', '.join(get_args(Path))}."
+            )
+
+    @property
+    def points(self) -> list[float]:
+        """Places on the path, 0 to 1."""
+        shift = {"right": 1.0, "left": 0.0, "midpoint": 0.5}[self.quadrature]
+        return [(k + shift) / self.steps for k in range(self.steps)]
+
+
+@dataclass(eq=False)
+class GradientRun:
+    """One forward with its graph.
+
+    Attributes:
+        values: The activation at each site, part of the graph.
+        metric: Of each pair; shape `pair`.
+        open_layers: (tower, layer) to whether gradients flow through its branches (GradDrop).
+    """
+
+    values: dict[Site, Tensor]
+    metric: Tensor
+    open_layers: dict[tuple[str, int], bool] = field(default_factory=dict)
+
+    def gradients(self, *, keep_graph: bool = False) -> dict[Site, Tensor]:
+        """dm/da at each site; zero where the metric does not depend on it."""
+        found = torch.autograd.grad(
+            self.metric.sum(),
+            list(self.values.values()),
+            retain_graph=keep_graph,
+            allow_unused=True,
+        )
+        return {
+            site: torch.zeros_like(value) if grad is None else grad
+            for (site, value), grad in zip(self.values.items(), found, strict=True)
+        }
+
+
+def gradient_run(
+    model: LVLM,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    score: Scorer,
+    *,
+    edits: Mapping[str | Site, Edit] | None = None,
+    droppable: Sequence[tuple[str, int]] = (),
+) -> GradientRun:
+    """Run with gradients at sites.
+
+    Args:
+        model: The model.
+        inputs: Of the run.
+        sites: Where gradients are wanted.
+        score: The metric.
+        edits: Open during the run.
+        droppable: (tower, layer) whose branches can be closed to gradients afterwards.
+    """
+    gates = dict.fromkeys(droppable, True)
+    with _weights_frozen(model), model.edit({**(edits or {}), **_gated(gates)}):
+        with model.record(sites, grad=True) as cache:
+            logits = model.last_logits(inputs, grad=True)
+    return GradientRun({site: cache[site] for site in sites}, score(logits), gates)
+
+
+def mean_gradients(
+    model: LVLM,
+    target: Inputs,
+    source: Inputs,
+    sites: Sequence[Site],
+    score: Scorer,
+    integration: Integration,
+) -> dict[Site, Tensor]:
+    """Gradients averaged over the points of a path (integrated gradients, Sundararajan 2017).
+
+    Raises:
+        UsageError: Along merged embeddings, a site lies in front of them and gets no gradient.
+        InputError: Along pixels, the prompts differ, so pixels are not the whole path.
+    """
+    if integration.path == "embed":
+        blind = [site for site in sites if site.tower != "text"]
+        if blind:
+            raise UsageError(
+                f"Along merged embeddings {blind[0]} gets no gradient: use path='pixels', or sites "
+                "of the language model."
+            )
+        runs = _along_embeddings(model, target, source, sites, score, integration)
+    else:
+        runs = _along_pixels(model, target, source, sites, score, integration)
+    total: dict[Site, Tensor] = {}
+    for run in runs:
+        for site, grad in run.gradients().items():
+            total[site] = total[site] + grad if site in total else grad
+    return {site: grad / integration.steps for site, grad in total.items()}
+
+
+def _along_embeddings(
+    model: LVLM,
+    target: Inputs,
+    source: Inputs,
+    sites: Sequence[Site],
+    score: Scorer,
+    integration: Integration,
+) -> Iterator[GradientRun]:
+    start, end = (
+        model.run_with_cache(inputs, [EMBED], logits_to_keep=1)[1][EMBED]
+        for inputs in (target, source)
+    )
+    for point in integration.points:
+        mixed = start + point * (end - start)
+
+        def at_point(_value: Tensor, mixed: Tensor = mixed) -> Tensor:
+            return mixed
+
+        yield gradient_run(model, target, sites, score, edits={EMBED: at_point})
+
+
+def _along_pixels(
+    model: LVLM,
+    target: Inputs,
+    source: Inputs,
+    sites: Sequence[Site],
+    score: Scorer,
+    integration: Integration,
+) -> Iterator[GradientRun]:
+    if not torch.equal(target["input_ids"], source["input_ids"]):
+        raise InputError(
+            "Integration along pixels needs the same prompt on both sides: use path='embed'."
+        )
+    start, end = target["pixel_values"], source["pixel_values"]
+    for point in integration.points:
+        tensors: dict[str, Any] = {**target.tensors, "pixel_values": start + point * (end - start)}
+        yield gradient_run(model, Inputs(tensors, target.tokens, target.examples), sites, score)
+
+
+def _gated(gates: dict[tuple[str, int], bool]) -> dict[str | Site, Edit]:
+    """Edits that change no value but stop the gradient of a branch while its gate is closed."""
+
+    def gate(key: tuple[str, int]) -> Edit:
+        def edit(value: Tensor) -> Tensor:
+            if value.requires_grad:
+                value.register_hook(lambda grad: grad if gates[key] else torch.zeros_like(grad))
+            return value
+
+        return edit
+
+    return {
+        Site(tower, layer, branch): gate((tower, layer))
+        for tower, layer in gates
+        for branch in ("attn_out", "mlp_out")
+    }
+
+
+@contextmanager
+def _weights_frozen(model: LVLM) -> Iterator[None]:
+    """No graph for the weights: only activations need gradients."""
+    trained = [weight for weight in model.hf.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
