@@ -38,8 +38,8 @@ lint: .venv/.installed  ## style, types, import direction
 
 bench: .venv/.installed  ## every benchmark against its baseline, measured in the same run
 	@mkdir -p benchmarks/results
-	@set -e; for file in benchmarks/bench_*.py; do \
-	  test -e "$$file" || continue; name=$$(basename "$$file" .py); echo "== $$name"; \
+	@set -e; for file in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do \
+	  name=$$(basename "$$file" .py); echo "== $$name"; \
 	  .venv/bin/python "$$file" --json "benchmarks/results/$$name.json"; done
 
 figures: .venv/.installed  ## every figure from its table

@@ -6,7 +6,7 @@ slows both. A file ends in::
     if __name__ == "__main__":
         run(rows)
 
-where `rows()` gives a list of `row(...)`; it is then run as `python benchmarks/bench_NAME.py
+where `rows()` gives a list of `row(...)`; it is then run as `python benchmarks/NAME.py
 [--json OUT]`.
 """
 

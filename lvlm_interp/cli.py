@@ -10,6 +10,7 @@ raises an `LvlmInterpError` for what the user can mend, and returns None or an e
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -22,7 +23,20 @@ from lvlm_interp.errors import LvlmInterpError, UsageError
 __all__ = ["COMMANDS", "main"]
 
 # name -> (one line of help, "module:function")
-COMMANDS: dict[str, tuple[str, str]] = {}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "diagnose": (
+        "which flaw a model has, where inside, and what acting there does",
+        "lvlm_interp.diagnose.command:main",
+    ),
+    "organisms evaluate": (
+        "measure the shipped models and write their card",
+        "lvlm_interp.organisms.command:evaluate",
+    ),
+    "organisms train": (
+        "train the shipped models from nothing",
+        "lvlm_interp.organisms.command:train",
+    ),
+}
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
@@ -96,16 +110,38 @@ def _run(name: str, arguments: list[str]) -> int:
     # Imported here: it costs as much as everything else that --help needs.
     from jsonargparse import ArgumentError, auto_cli
 
+    function = _load(COMMANDS[name][1])
     try:
         outcome = auto_cli(
-            _load(COMMANDS[name][1]),
-            args=arguments,
+            function,
+            args=_as_typed(function, arguments),
             prog=f"lvlm-interp {name}",
             exit_on_error=False,
         )
     except ArgumentError as error:
         raise UsageError(f"{name}: {_one_line(error)} (see lvlm-interp {name} --help)") from error
     return outcome if isinstance(outcome, int) else 0
+
+
+def _as_typed(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """Options the way people type them: dashes for underscores, and flags without a value."""
+    flags = {
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if isinstance(parameter.default, bool)
+    }
+    typed = []
+    for index, word in enumerate(arguments):
+        if not word.startswith("--"):
+            typed.append(word)
+            continue
+        option, equals, value = word[2:].partition("=")
+        option = option.replace("-", "_")
+        typed.append(f"--{option}{equals}{value}")
+        following = arguments[index + 1 : index + 2]
+        if option in flags and not equals and following not in (["true"], ["false"]):
+            typed.append("true")
+    return typed
 
 
 def _load(address: str) -> Callable[..., Any]:

@@ -76,6 +76,33 @@ def test_options_come_from_the_signature(capsys, tmp_path):
     assert capsys.readouterr().out == f"world 2 0.25 {tmp_path}\n"
 
 
+def flagged(word: str = "x", dry_run: bool = False) -> None:
+    """Take a flag.
+
+    Args:
+        word: Any.
+        dry_run: Do nothing.
+    """
+    sys.stdout.write(f"{word} {dry_run}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dry-run"], "x True"),
+        (["--dry-run", "--word", "y-z"], "y-z True"),
+        (["--dry_run", "false"], "x False"),
+        (["--dry-run=true"], "x True"),
+        ([], "x False"),
+    ],
+)
+def test_flags_take_dashes_and_need_no_value(monkeypatch, capsys, words, said):
+    monkeypatch.setattr(cli, "COMMANDS", {"flagged": ("flag", "flagged")})
+    monkeypatch.setattr(cli, "_load", lambda address: flagged)
+    assert cli.main(["flagged", *words]) == 0
+    assert capsys.readouterr().out == f"{said}\n"
+
+
 def test_command_help_shows_the_docstring(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["greet", "--help"])

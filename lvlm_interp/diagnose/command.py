@@ -1,0 +1,62 @@
+"""`lvlm-interp diagnose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+
+from lvlm_interp.diagnose.run import Outcome, diagnose
+from lvlm_interp.diagnose.verdict import headline
+
+
+def main(
+    model: str,
+    data: str | None = None,
+    out: Path = Path("runs/diagnose"),
+    n: int = 900,
+    seed: int = 0,
+    batch_size: int = 64,
+    resume: bool = False,
+    force: bool = False,
+) -> None:
+    """Find at which level a model goes wrong, where inside, and whether acting there mends it.
+
+    Args:
+        model: Folder, hub id, or shipped name (scenes, scenes-balanced).
+        data: A pairs.jsonl, or scenes:LEVEL:N:SEED; a shipped model brings its own.
+        out: Output folder.
+        n: Number of generated pairs, all levels together, where the data is the model's own.
+        seed: Of everything random.
+        batch_size: Rows in a forward.
+        resume: Go on with an unfinished run (or start one).
+        force: Replace another run in the output folder.
+    """
+    outcome = diagnose(
+        model,
+        data=data,
+        out=out,
+        n=n,
+        seed=seed,
+        batch_size=batch_size,
+        resume=resume,
+        force=force,
+    )
+    show(outcome, Console())
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """Print the verdict."""
+    for level, entry in outcome.summary["levels"].items():
+        mark = "[bold red]flaw found" if entry["found"] else "[bold green]nothing found"
+        console.print(
+            Panel(
+                f"[bold]{escape(headline(entry))}[/bold]\n{escape(entry['verdict'])}",
+                title=f"{level} level: {mark}",
+                title_align="left",
+                border_style="red" if entry["found"] else "green",
+            )
+        )
+    console.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)

@@ -1,0 +1,215 @@
+"""The main job: behaviour, probes, lens, patching and intervention in one run, with a verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvlm_interp.data.checks import check_pairs
+from lvlm_interp.data.examples import LEVELS, ContrastPair
+from lvlm_interp.data.sources import data_hash, load_pairs
+from lvlm_interp.diagnose.behaviour import batches_of, behaviour
+from lvlm_interp.diagnose.evidence import probe
+from lvlm_interp.diagnose.folder import RUN_FILE, RunFolder
+from lvlm_interp.diagnose.intervention import intervene
+from lvlm_interp.diagnose.items import TRIGGERED, Item, group_of, halves_of, items_of
+from lvlm_interp.diagnose.localise import localise
+from lvlm_interp.diagnose.page import write_report
+from lvlm_interp.diagnose.verdict import LevelTables, ranked_heads, summarise
+from lvlm_interp.diagnose.words import example_of, image_words
+from lvlm_interp.errors import UsageError
+from lvlm_interp.files import atomic_write
+from lvlm_interp.models.identity import weight_hash
+from lvlm_interp.models.loading import load_model, shipped_path
+from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.results import ResultTable, provenance
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found and where it lies.
+
+    Attributes:
+        summary: As in `summary.json`.
+        folder: The output folder.
+    """
+
+    summary: dict[str, Any]
+    folder: Path
+
+
+def default_data(model: str, n: int, seed: int) -> str:
+    """The data of a shipped model.
+
+    Raises:
+        UsageError: The model is not shipped, so nobody but its user knows its data.
+    """
+    if shipped_path(model) is None:
+        raise UsageError(
+            f"{model} is no shipped model, so its data must be named: --data pairs.jsonl, or "
+            "--data scenes:LEVEL:N:SEED for generated scenes."
+        )
+    return f"scenes:all:{n}:{seed}"
+
+
+def diagnose(
+    model: str,
+    *,
+    data: str | None = None,
+    out: str | Path = "runs/diagnose",
+    n: int = 900,
+    seed: int = 0,
+    batch_size: int = 64,
+    resume: bool = False,
+    force: bool = False,
+) -> Outcome:
+    """Find at which level a model goes wrong, where inside, and whether acting there mends it.
+
+    Args:
+        model: Folder, hub id or shipped name.
+        data: `pairs.jsonl` or `scenes:LEVEL:N:SEED`; a shipped model brings its own.
+        out: Output folder.
+        n: Number of generated pairs, all levels together, where the data is the model's own.
+        seed: Of everything random.
+        batch_size: Rows in a forward.
+        resume: Go on with an unfinished run.
+        force: Replace another run.
+
+    Raises:
+        LvlmInterpError: Whatever a user can mend: no model, a wrong line, an occupied folder.
+    """
+    spec = data or default_data(model, n, seed)
+    pairs = load_pairs(spec)
+    lvlm = load_model(model)
+    check_pairs(lvlm, pairs)
+    origin = provenance(
+        model=model,
+        seed=seed,
+        weight_hash=weight_hash(lvlm),
+        data_hash=data_hash(pairs),
+        dtype=str(lvlm.dtype).removeprefix("torch."),
+        data=spec,
+    )
+    folder = RunFolder.open(out, origin, resume=resume, force=force)
+    run = _Run(lvlm, pairs, folder, seed, batch_size, origin)
+    return Outcome(run.everything(), folder.path)
+
+
+class _Run:
+    """The steps of one run over one folder; each reads its table where it is there already."""
+
+    def __init__(
+        self,
+        model: LVLM,
+        pairs: Sequence[ContrastPair],
+        folder: RunFolder,
+        seed: int,
+        batch_size: int,
+        origin: dict[str, Any],
+    ) -> None:
+        self.model, self.pairs, self.folder = model, pairs, folder
+        self.seed, self.batch_size = seed, batch_size
+        # The command that was typed may differ between a run and its resumption; tables may not.
+        self.origin = {name: value for name, value in origin.items() if name != "command"}
+        self.items = items_of(pairs, seed)
+        self.halves = halves_of(pairs, seed)
+
+    def everything(self) -> dict[str, Any]:
+        """All steps, then summary, figures and report."""
+        answers = self.folder.table("behaviour", self._behaviour)
+        levels = [level for level in LEVELS if any(p.level == level for p in self.pairs)]
+        tables: dict[str, LevelTables] = {}
+        shown: dict[str, tuple[Item, ResultTable]] = {}
+        for level in levels:
+            tables[level] = self._level(level, answers)
+            item = self._example(level, answers)
+            shown[level] = (item, self._table("lens", level, lambda i=item: self._words(i)))
+        summary = {
+            "model": self.model.name,
+            "seed": self.seed,
+            "data": self.origin["data"],
+            "levels": {level: summarise(level, tables[level], self.seed) for level in levels},
+        }
+        write_report(self.folder.path, summary, tables, shown, self._run_facts())
+        text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+        atomic_write(self.folder.path / "summary.json", text)
+        return summary
+
+    def _level(self, level: str, answers: ResultTable) -> LevelTables:
+        mine = [pair for pair in self.pairs if pair.level == level]
+        probes = patching = acted = None
+        if any(pair.kind == "evidence" for pair in mine):
+            probes = self._table("probes", level, lambda: self._probe(mine, answers))
+        patching = self._table(
+            "patching",
+            level,
+            lambda: localise(self.model, mine, self.halves, self.batch_size, self.origin),
+        )
+        if _both_halves(self.items, level):
+            ranked = ranked_heads(patching)
+            acted = self._table("intervention", level, lambda: self._intervene(level, ranked))
+        none = ResultTable({"metric": [], "value": []})
+        return LevelTables(answers, _or_none(probes or none), patching, _or_none(acted or none))
+
+    def _table(self, step: str, level: str, make: Any) -> ResultTable:
+        return self.folder.table(f"{step}_{level}", make)
+
+    def _behaviour(self) -> ResultTable:
+        batches = batches_of(self.model, self.items, self.batch_size)
+        return behaviour(self.model, self.items, batches, self.origin)
+
+    def _probe(self, pairs: Sequence[ContrastPair], answers: ResultTable) -> ResultTable:
+        frame = answers.frame[answers.frame["metric"] == "error"]
+        errors = dict(zip(frame["example"], frame["value"], strict=True))
+        return probe(self.model, pairs, errors, self.seed, self.batch_size, self.origin)
+
+    def _intervene(self, level: str, ranked: Sequence[tuple[int, int]]) -> ResultTable:
+        return intervene(
+            self.model,
+            self.items,
+            level,
+            ranked,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            provenance=self.origin,
+        )
+
+    def _words(self, item: Item) -> ResultTable:
+        return image_words(self.model, item, self.origin)
+
+    def _example(self, level: str, answers: ResultTable) -> Item:
+        frame = answers.frame
+        errors = frame[frame["metric"] == "error"]["value"].to_numpy()
+        item = example_of(self.items, errors, level)
+        assert item is not None  # the level is in the data
+        return item
+
+    def _run_facts(self) -> list[tuple[str, str]]:
+        run = json.loads((self.folder.path / RUN_FILE).read_text(encoding="utf-8"))
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        return [
+            ("command", run["command"]),
+            ("model", run["model"]),
+            ("weights", run["weight_hash"]),
+            ("data", f"{run['data']} ({run['data_hash'][:16]})"),
+            ("pairs", str(len(self.pairs))),
+            ("scenes", str(len({group_of(pair) for pair in self.pairs}))),
+            ("seed", str(run["seed"])),
+            ("precision", run["dtype"]),
+            ("versions", versions),
+        ]
+
+
+def _both_halves(items: Sequence[Item], level: str) -> bool:
+    """Whether trigger pairs can be ranked on one half and acted on in the other."""
+    mine = [item for item in items if item.level == level]
+    sources = {item.half for item in mine if item.source.startswith("trigger/")}
+    shown = {item.half for item in mine if item.condition == TRIGGERED}
+    return len(sources) == 2 and len(shown) == 2
+
+
+def _or_none(table: ResultTable) -> ResultTable | None:
+    return table if len(table) else None
