@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lvlm_interp.activations.base import Activations, Rows, label_frame
 from lvlm_interp.activations.forward import Chunk, Runner
 from lvlm_interp.activations.gather import Missing
+from lvlm_interp.activations.manifest import UNIT
 from lvlm_interp.activations.roles import Role, check_sites, parse_roles
 from lvlm_interp.data.examples import ContrastPair, Example
 from lvlm_interp.data.sources import data_hash, sides
@@ -23,9 +24,6 @@ from lvlm_interp.results import provenance
 from lvlm_interp.sites import Site
 
 __all__ = ["Collected", "as_examples", "collect"]
-
-UNIT = 128
-"""Examples that are put in batches by length together, and (in a store) finished together."""
 
 
 class Collected(Activations):

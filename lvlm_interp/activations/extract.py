@@ -1,0 +1,223 @@
+"""`extract`: a data set through a model into a store, in units that survive being killed."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lvlm_interp.activations.arrays import SiteGroup
+from lvlm_interp.activations.forward import Runner
+from lvlm_interp.activations.gather import Missing
+from lvlm_interp.activations.manifest import MANIFEST, Manifest, Part
+from lvlm_interp.activations.memory import as_examples
+from lvlm_interp.activations.roles import check_sites, parse_roles
+from lvlm_interp.activations.store import Store, open_store
+from lvlm_interp.activations.units import is_whole, write_unit
+from lvlm_interp.data.examples import ContrastPair, Example
+from lvlm_interp.data.sources import data_hash, load_examples
+from lvlm_interp.errors import StoreError, UsageError
+from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.sites import Site
+
+__all__ = ["Job", "extract"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BATCH = 32
+
+Engine = Callable[["Job", Sequence[int]], None]
+"""Does the units that are left."""
+
+
+class Job:
+    """One part of a store that is being written.
+
+    Attributes:
+        folder, manifest, part: Where to.
+        examples: All of the part.
+        model: The model, or None where the engine's workers load it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        part: Part,
+        examples: Sequence[Example],
+        model: LVLM | None,
+    ) -> None:
+        self.folder, self.manifest, self.part = folder, manifest, part
+        self.examples, self.model = examples, model
+
+    def runner(self, model: LVLM) -> Runner:
+        """What computes units."""
+        return Runner(
+            model,
+            [Site.parse(name) for name in self.manifest.sites],
+            parse_roles(self.manifest.positions),
+            batch_size=self.manifest.batch_size,
+            dtype=_DTYPES[self.manifest.dtype],
+            missing="nan" if self.manifest.missing == "nan" else "raise",
+        )
+
+    def unit_examples(self, unit: int) -> list[Example]:
+        """Examples of a unit."""
+        return [self.examples[index] for index in self.part.examples(unit)]
+
+    def write(self, runner: Runner, unit: int, examples: Sequence[Example]) -> None:
+        """Compute and write one unit."""
+        groups = SiteGroup.of(runner.sites)
+        chunk = runner.run(examples)
+        write_unit(self.folder, self.part, unit, chunk, groups, self.manifest.dtype)
+
+    @property
+    def undone(self) -> list[int]:
+        """Units without a marker, or with a file that is missing or cut short."""
+        return [u for u in self.part.units if not is_whole(self.folder, self.part, u)]
+
+
+def extract(
+    model: LVLM,
+    data: str | Iterable[Example | ContrastPair],
+    *,
+    sites: str | Iterable[str],
+    positions: str | Iterable[str] = ("last",),
+    out: str | os.PathLike[str],
+    dtype: str | torch.dtype | None = None,
+    batch_size: int | None = None,
+    missing: Missing = "raise",
+    resume: bool = False,
+    append: bool = False,
+    engine: Engine | None = None,
+    progress: bool = True,
+) -> Store:
+    """Store the activations of a data set.
+
+    Args:
+        model: Runs the examples.
+        data: Examples or pairs (both sides are taken), or a source such as `scenes:object:400:3`.
+        sites: Names or globs; sites with one axis of positions.
+        positions: Roles: `object`, `image_mean`, `question`, `last`, `text:WORD`, `image_all`, ...
+        out: Folder of the store.
+        dtype: `float32` or `bfloat16`; the model's by default.
+        batch_size: Examples per forward, 32 by default; halves itself when memory runs out.
+        missing: What a role does that an example lacks: `raise`, or `nan`.
+        resume: Finish what is there; starts afresh where nothing is.
+        append: Add the examples to a store that is finished.
+        engine: Does the units; here and now by default, see `ray_engine`.
+        progress: Show a bar.
+
+    Raises:
+        StoreError: `out` holds something else, or activations of another model, data set or dtype.
+        SiteError, UsageError, InputError, DataError: See `collect`.
+    """
+    folder = Path(out)
+    chosen, roles = model.sites(sites), parse_roles(positions)
+    check_sites(chosen, roles)
+    examples = as_examples(load_examples(data) if isinstance(data, str) else data)
+    old = _existing(folder, resume or append)
+    wanted = Manifest.of(
+        model,
+        chosen,
+        roles,
+        dtype=_dtype_name(dtype or model.dtype),
+        missing=missing,
+        batch_size=batch_size or (old.batch_size if old else _BATCH),
+    )
+    name = data if isinstance(data, str) else None
+    manifest, part = _part(old, wanted, folder, examples, name, append)
+    job = Job(folder, manifest, part, examples, model)
+    (engine or _here(progress))(job, job.undone)
+    _sweep_up(folder)
+    return open_store(folder)
+
+
+def _here(progress: bool) -> Engine:
+    def run(job: Job, units: Sequence[int]) -> None:
+        assert job.model is not None
+        runner = job.runner(job.model)
+        for unit in tqdm(units, desc="extract", unit="unit", disable=not progress):
+            job.write(runner, unit, job.unit_examples(unit))
+
+    return run
+
+
+def _existing(folder: Path, may_exist: bool) -> Manifest | None:
+    """The manifest that is there; None where nothing is."""
+    if (folder / MANIFEST).is_file():
+        if not may_exist:
+            raise StoreError(
+                f"{folder} holds a store already: resume to finish it, append to add examples, or "
+                "give another folder."
+            )
+        return Manifest.read(folder)
+    if folder.exists() and (not folder.is_dir() or any(map(_is_users, folder.iterdir()))):
+        raise StoreError(f"{folder} is not empty and no activation store: give another folder.")
+    return None
+
+
+def _is_users(path: Path) -> bool:
+    # A run killed while it wrote its first file leaves nothing but that temporary.
+    return not path.name.startswith(".manifest-")
+
+
+def _part(
+    old: Manifest | None,
+    wanted: Manifest,
+    folder: Path,
+    examples: Sequence[Example],
+    name: str | None,
+    append: bool,
+) -> tuple[Manifest, Part]:
+    """The manifest with the part to be written, on disk."""
+    digest = data_hash(examples)
+    if old is not None:
+        old.check_same(wanted, folder)
+        for part in old.parts:
+            if part.data_hash == digest and part.n == len(examples):
+                return old, part
+        if not append:
+            parts = ", ".join(f"{p.data or p.data_hash[:12]} ({p.n} examples)" for p in old.parts)
+            raise StoreError(
+                f"{folder} holds activations of another data set: it has {parts}, this run "
+                f"{name or digest[:12]} ({len(examples)} examples). Use append to add them, or "
+                "write to another folder."
+            )
+        _check_new_ids(folder, examples)
+    manifest = (old or wanted).with_part(len(examples), digest, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.write(folder)
+    return manifest, manifest.parts[-1]
+
+
+def _check_new_ids(folder: Path, examples: Sequence[Example]) -> None:
+    known = set(open_store(folder).labels["example"])
+    twice = next((example.id for example in examples if example.id in known), None)
+    if twice is not None:
+        raise StoreError(f"{folder} holds the example {twice!r} already; ids must be unique.")
+
+
+def _dtype_name(dtype: str | torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise UsageError(f"Expected the dtype float32 or bfloat16, got {name!r}.")
+    if name == "float16":
+        warnings.warn(
+            "float16 overflows on residual streams (values above 25,000 are usual): store bfloat16 "
+            "or float32",
+            stacklevel=3,
+        )
+    return name
+
+
+def _sweep_up(folder: Path) -> None:
+    """Remove what killed writers left: temporaries of ours and of tensorstore."""
+    leftovers: Any = [*folder.rglob(".*-*"), *folder.rglob("*.__lock")]
+    for path in leftovers:
+        if path.is_file():
+            path.unlink(missing_ok=True)
