@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import SiteError, UsageError
-from lvlm_interp.lens.positions import Positions, Selection, choose
+from lvlm_interp.lens.positions import Positions, Selection, choose, image_of, lay, token_columns
 from lvlm_interp.lens.readout import (
     CHUNK_BYTES,
     Decoder,
@@ -134,17 +134,9 @@ class LensResult(Result):
         """Lay any `site token` values over the image; arguments as in `grid`."""
         tokens = self._tokens(row)
         mine = self.selection.rows == row
-        # Words cannot be NaN, so what has no token is an empty text there.
-        words = values.dtype == object
-        grids = []
-        for index in [self.index(layer, name)] if layer is not None else self._per_layer(name):
-            full = np.full(len(tokens), "" if words else np.nan, dtype=object if words else float)
-            full[self.selection.at[mine]] = values[index][mine]
-            if words:
-                places = tokens.grid(image, tile)
-                grids.append(np.where(places < 0, "", full[places]))
-            else:
-                grids.append(tokens.to_grid(full, image, tile))
+        at = self.selection.at[mine]
+        chosen = [self.index(layer, name)] if layer is not None else self._per_layer(name)
+        grids = [lay(tokens, at, values[i][mine], image=image, tile=tile) for i in chosen]
         return grids[0] if layer is not None else np.stack(grids)
 
     def word_grid(
@@ -317,7 +309,7 @@ def _result(
         tokens=inputs.tokens,
         selection=selection,
         **arrays,
-        images=tuple(_image_of(row) for row in inputs.examples),
+        images=tuple(image_of(row) for row in inputs.examples),
         prompts=tuple(tokens.prompt for tokens in inputs.tokens),
     )
 
@@ -327,7 +319,7 @@ def lens_table(
 ) -> ResultTable:
     """The tidy table of a lens: one row per site, token and metric."""
     sites, n = arrays["sites"], len(selection)
-    token_columns = _token_columns(inputs, selection)
+    of_tokens = token_columns(inputs, selection)
     parts = []
     metrics = [("entropy", None, arrays["entropy"], "nats")]
     metrics.append(("top_prob", arrays["top"][..., 0], arrays["top_probs"][..., 0], "probability"))
@@ -340,7 +332,7 @@ def lens_table(
         "site": np.repeat([str(site) for site in sites], n),
         "head": np.repeat(np.array(arrays["heads"], dtype=object), n),
     }
-    repeated = {name: np.tile(column, len(sites)) for name, column in token_columns.items()}
+    repeated = {name: np.tile(column, len(sites)) for name, column in of_tokens.items()}
     for metric, word, values, unit in metrics:
         word_column = word.ravel() if isinstance(word, np.ndarray) else word
         parts.append(
@@ -358,21 +350,3 @@ def lens_table(
     frame = pd.concat(parts, ignore_index=True)
     frame["layer"] = frame["layer"].where(frame["layer"] >= 0)
     return ResultTable(frame, provenance(model=model.name, dtype=str(model.dtype), norm=norm))
-
-
-def _token_columns(inputs: Inputs, selection: Selection) -> dict[str, np.ndarray]:
-    names = [str(getattr(row, "id", index)) for index, row in enumerate(inputs.examples)]
-    names = names or [str(index) for index in range(inputs.batch_size)]
-    maps = inputs.tokens
-    pairs = list(zip(selection.rows, selection.at, strict=True))
-    return {
-        "example": np.array([names[row] for row, _ in pairs], dtype=object),
-        "position": selection.at.astype(str).astype(object),
-        "kind": np.array([maps[row].kind[at] for row, at in pairs], dtype=object),
-        "row": np.array([maps[row].row[at] for row, at in pairs]),
-        "col": np.array([maps[row].col[at] for row, at in pairs]),
-    }
-
-
-def _image_of(row: Any) -> Any:
-    return row[0] if isinstance(row, tuple) else getattr(row, "image", None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.tokens import TokenMap
 
 Positions = str | Sequence[str] | Sequence[int] | np.ndarray
 
@@ -71,3 +74,61 @@ def _of_row(inputs: Inputs, row: int, positions: Positions) -> np.ndarray:
             f"Positions run from 0 to {len(tokens) - 1} in row {row}, got {index.tolist()}."
         )
     return index
+
+
+def lay(
+    tokens: TokenMap, at: np.ndarray, values: np.ndarray, *, image: int = 0, tile: int = 0
+) -> np.ndarray:
+    """Lay values of some positions over the image grid; NaN (or an empty text) elsewhere.
+
+    Args:
+        tokens: Map of the row.
+        at: Positions; shape `token`.
+        values: One number or word per position; shape `token`.
+        image: Image of the row.
+        tile: Tile of the image.
+
+    Raises:
+        InputError: The image's tokens have no grid.
+    """
+    if values.dtype == object:
+        words = np.full(len(tokens), "", dtype=object)
+        words[at] = values
+        places = tokens.grid(image, tile)
+        return np.where(places < 0, "", words[places])
+    full = np.full(len(tokens), np.nan)
+    full[at] = values
+    return tokens.to_grid(full, image, tile)
+
+
+def token_columns(inputs: Inputs, selection: Selection) -> dict[str, np.ndarray]:
+    """Columns of a table that say which token a row is about, one entry per token."""
+    names = example_names(inputs)
+    maps = inputs.tokens
+    pairs = list(zip(selection.rows, selection.at, strict=True))
+    return {
+        "example": np.array([names[row] for row, _ in pairs], dtype=object),
+        "position": selection.at.astype(str).astype(object),
+        "kind": np.array([maps[row].kind[at] for row, at in pairs], dtype=object),
+        "row": np.array([maps[row].row[at] for row, at in pairs]),
+        "col": np.array([maps[row].col[at] for row, at in pairs]),
+    }
+
+
+def example_names(inputs: Inputs) -> list[str]:
+    """Name of each row: the example's id, else its number."""
+    if not inputs.examples:
+        return [str(index) for index in range(inputs.batch_size)]
+    return [str(getattr(row, "id", index)) for index, row in enumerate(inputs.examples)]
+
+
+def in_batches(rows: Sequence[Any], size: int, text: str, progress: bool) -> Iterator[range]:
+    """Ranges of at most `size` rows, under a progress bar."""
+    starts = range(0, len(rows), size)
+    for start in tqdm(starts, desc=text, unit="batch", disable=not progress or len(starts) < 2):
+        yield range(start, min(start + size, len(rows)))
+
+
+def image_of(example: Any) -> Any:
+    """The image of an example or of a pair (image, prompt)."""
+    return example[0] if isinstance(example, tuple) else getattr(example, "image", None)
