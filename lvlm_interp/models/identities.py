@@ -28,6 +28,7 @@ class Passage:
 Seen = Mapping[str, Passage]
 
 
+@torch.no_grad()
 def block_errors(model: LVLM, site: Site, seen: Seen) -> dict[str, float]:
     """Largest relative error of each site of a block against its neighbours.
 
@@ -52,6 +53,7 @@ def block_errors(model: LVLM, site: Site, seen: Seen) -> dict[str, float]:
     return errors | _mlp_errors(block, where, seen) | _sum_errors(block, where, seen)
 
 
+@torch.no_grad()
 def final_errors(model: LVLM, normed: Tensor, logits: Tensor) -> float:
     """Largest relative error of the unembedding of what `text.final_norm` gives."""
     expected = model.tap("logits").module.forward(normed[:, -logits.shape[1] :])
@@ -88,7 +90,11 @@ def _score_errors(seen: Seen, prefix: str) -> dict[str, float]:
 def _mlp_errors(block: nn.Module, where: Block, seen: Seen) -> dict[str, float]:
     down = at(block, where.down).forward(seen["mlp_hidden"].went)
     out = _tail(block, where.down, where.mlp_out, down)
-    return {"mlp_out": _off(seen["mlp_out"].came, _times(out, block, where.mlp_scale))}
+    came, out = seen["mlp_out"].came, _times(out, block, where.mlp_scale)
+    if where.mlp_scale is not None and where.mlp_scale.row_mask:
+        # Positions that see no image add nothing, and nothing can be written there.
+        out = torch.where((came == 0).all(-1, keepdim=True), came, out)
+    return {"mlp_out": _off(came, out)}
 
 
 def _sum_errors(block: nn.Module, where: Block, seen: Seen) -> dict[str, float]:

@@ -143,12 +143,12 @@ def token_maps(
 
 
 def _special_ids(tokenizer: Any) -> Sequence[int]:
+    if tokenizer is None:
+        return []
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marks = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
     # An unknown word is still a word of the prompt.
-    return (
-        []
-        if tokenizer is None
-        else [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id]
-    )
+    return sorted(marks - {tokenizer.unk_token_id})
 
 
 def _images_per_row(tensors: Mapping[str, Any], ids: np.ndarray) -> list[int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.families import family_of
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.processors import load_processor
 from lvlm_interp.models.selfcheck import self_check
 
 
@@ -43,7 +45,9 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _load(AutoConfig, source, path_or_id, options)
     family = family_of(config)
-    processor = _load(AutoProcessor, source, path_or_id, {**options, "backend": "pil"})
+    processor = _loaded(
+        lambda: load_processor(source, config, options), source=source, given=path_or_id
+    )
     hf = _load(
         AutoModelForImageTextToText,
         source,
@@ -76,11 +80,15 @@ def shipped_path(name: str) -> str | None:
 
 
 def _load(loader: Any, source: str, given: str | Path, options: dict[str, Any]) -> Any:
+    return _loaded(lambda: loader.from_pretrained(source, **options), source=source, given=given)
+
+
+def _loaded(load: Callable[[], Any], *, source: str, given: str | Path) -> Any:
     folder = Path(source)
     if folder.exists() and not (folder / "config.json").is_file():
         raise ModelError(f"{given} is no model folder: it has no config.json.")
     try:
-        return loader.from_pretrained(source, **options)
+        return load()
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"No model could be loaded from {given}: {reason}") from error

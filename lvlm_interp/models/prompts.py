@@ -39,8 +39,18 @@ def build_batch(
         return_tensors="pt",
         add_special_tokens=not _starts_with_bos(processor, texts[0]),
     )
+    tensors = _right_padded(dict(tensors), "qformer_input_ids", "qformer_attention_mask")
     sizes = [[image.size for image in row] for row in images]
-    return dict(tensors), sizes, prompts
+    # Some processors add labels for training, which would make the model compute a loss.
+    return {name: value for name, value in tensors.items() if name != "labels"}, sizes, prompts
+
+
+def _right_padded(tensors: dict[str, Any], ids: str, mask: str) -> dict[str, Any]:
+    """A Q-Former counts absolute positions from the left, so its padding must stand on the right."""
+    if mask not in tensors:
+        return tensors
+    order = tensors[mask].argsort(dim=1, descending=True, stable=True)
+    return {**tensors, **{name: tensors[name].gather(1, order) for name in (ids, mask)}}
 
 
 def render(processor: Any, prompt: str, n_images: int, answer: str | None = None) -> str:

@@ -315,6 +315,9 @@ class _Run:
         finite = target[target.abs() < torch.finfo(value.dtype).max / 4]
         scale = 0.5 * finite.float().std().clamp(min=1e-3)
         noise = torch.randn(target.shape, dtype=torch.float32).to(value.device) * scale
+        if site.name == "mlp_out":
+            # Positions that a gate shuts off (Mllama before the image) take nothing up.
+            noise = noise * (target != 0).any(-1, keepdim=True)
         # Masked scores stay masked: a number beside the smallest one would overflow to -inf.
         target.copy_(
             torch.where(target.abs() < torch.finfo(value.dtype).max / 4, target + noise, target)

@@ -224,6 +224,9 @@ def internvl() -> Any:
     return hf.InternVLForConditionalGeneration(config)
 
 
+ASPECTS = [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]
+
+
 def mllama() -> Any:
     config = hf.MllamaConfig(
         vision_config={
@@ -235,7 +238,7 @@ def mllama() -> Any:
             "image_size": 24,
             "patch_size": 6,
             "max_num_tiles": 4,
-            "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]],
+            "supported_aspect_ratios": ASPECTS,
             "intermediate_layers_indices": [0, 2],
             "vision_output_dim": 72,
         },

@@ -121,8 +121,8 @@ FAMILY = Family(
     lm_head="language_model.lm_head",
     variant=variant,
     enters="query tokens that a Q-Former fills (sites qformer.N.cross_*), merged into the prompt",
-    special="the Q-Former's blocks are post-norm; OPT adds positions behind text.embed; T5 language "
-    "models are refused",
+    special="the Q-Former's blocks are post-norm; OPT adds positions behind text.embed; "
+    "T5 language models are refused",
 )
 
 INSTRUCTBLIP = replace(

@@ -31,7 +31,7 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     for size in context.sizes:
         thumbnail = grid_layout(per_side, per_side, canvas, stretched(size, canvas), size)
         tiles = (1, 1)
-        if size is not None and _crops(context):
+        if size is not None and _crops(context, per_side**2):
             limits = (processor.min_patches, processor.max_patches)
             tiles = get_optimal_tiled_canvas((size[1], size[0]), canvas, *limits)
         parts = tiled_layout(tiles, grid, canvas, size, first=1) if tiles != (1, 1) else []
@@ -39,13 +39,10 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     return layouts
 
 
-def _crops(context: ImageContext) -> bool:
-    """Whether the processor cut tiles: it does by default, whatever its image processor says."""
-    return len(context.tensors["pixel_values"]) > _n_given(context)
-
-
-def _n_given(context: ImageContext) -> int:
-    return context.first + len(context.sizes)
+def _crops(context: ImageContext, per_tile: int) -> bool:
+    """Whether the row's images were cut: then they have more placeholders than one tile each."""
+    ids = context.tensors["input_ids"][context.row]
+    return int((ids == context.config.image_token_id).sum()) > per_tile * len(context.sizes)
 
 
 def pixels(config: Any) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _thinned(config: Any, grid: ImageLayout, per_side: int) -> ImageLayout:
     """OneVision resizes a grid of too many tokens bilinearly: each token then reads two by two."""
     mode = getattr(config, "vision_aspect_ratio", "")
     rows, cols = int(grid.row.max()) + 1, int(grid.col.max()) + 1
-    limit = int(mode.strip("anyres_max_")) if mode.startswith("anyres_max_") else None
+    limit = int(mode.removeprefix("anyres_max_")) if mode.startswith("anyres_max_") else None
     ratio = 0.0 if limit is None else math.sqrt(rows * cols / (limit * per_side**2))
     if ratio <= 1.1:
         return grid

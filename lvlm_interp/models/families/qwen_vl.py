@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size in one flat axis, patches merged by four."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL: images of any size on one flat axis, patches merged by four."""
 
 from __future__ import annotations
 
