@@ -28,6 +28,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "which flaw a model has, where inside, and what acting there does",
         "lvlm_interp.diagnose.command:main",
     ),
+    "models": (
+        "the supported families, or the self-check of one checkpoint",
+        "lvlm_interp.models.command:main",
+    ),
+    "lens": (
+        "a page that shows what each image token says, layer by layer",
+        "lvlm_interp.plotting.command:lens",
+    ),
     "organisms evaluate": (
         "measure the shipped models and write their card",
         "lvlm_interp.organisms.command:evaluate",

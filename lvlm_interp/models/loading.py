@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from lvlm_interp.errors import ModelError
-from lvlm_interp.models.families import family_of
+from lvlm_interp.errors import ModelError, UsageError
+from lvlm_interp.models.families import FAMILIES, auto, family_of
+from lvlm_interp.models.family import Family
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.models.processors import load_processor
 from lvlm_interp.models.selfcheck import self_check
@@ -25,8 +26,11 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     selfcheck: bool = True,
+    family: str | None = None,
+    backend: str = "torch",
+    remote: bool | str = False,
     **kwargs: Any,
-) -> LVLM:
+) -> Any:
     """Load an LVLM from a local folder, a hub id, or the name of a shipped organism.
 
     Args:
@@ -36,40 +40,85 @@ def load_model(
         revision: Of a hub checkpoint.
         trust_remote_code: Run code that comes with a checkpoint; only if you say so.
         selfcheck: Prove that every declared site reads and writes.
+        family: Taken from the checkpoint by default; `auto` detects an unregistered architecture of
+            the common shape, which is then always self-checked.
+        backend: `torch` gives an `LVLM`; `nnsight` a `RemoteLVLM` for models on NDIF.
+        remote: With `nnsight`: True runs on NDIF, `local` is its serialised dry run.
         kwargs: For `from_pretrained`.
+
+    Returns:
+        The `LVLM` (or `RemoteLVLM`).
 
     Raises:
         ModelError: No model there, an unsupported architecture, or a failed self-check.
+        UsageError: The options do not fit each other.
     """
     source = shipped_path(str(path_or_id)) or str(path_or_id)
+    if backend == "nnsight":
+        from lvlm_interp.models.interop.nnsight import load_remote
+
+        return load_remote(source, remote=remote, dtype=dtype, revision=revision, **kwargs)
+    if backend != "torch" or remote:
+        raise UsageError(
+            f"backend={backend!r} with remote={remote!r} cannot be had: backend is 'torch' or "
+            "'nnsight', and only 'nnsight' runs remotely."
+        )
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _load(AutoConfig, source, path_or_id, options)
-    family = family_of(config)
+    known = None if family == "auto" else _named(family) or family_of(config)
     processor = _loaded(
         lambda: load_processor(source, config, options), source=source, given=path_or_id
     )
-    hf = _load(
-        AutoModelForImageTextToText,
-        source,
-        path_or_id,
-        {**options, "dtype": dtype, "device_map": device_map, **kwargs},
-    )
-    model = LVLM(hf, processor, family, str(path_or_id))
-    if selfcheck:
+    weights = {"dtype": dtype, "device_map": device_map, "output_loading_info": True, **kwargs}
+    hf, info = _load(AutoModelForImageTextToText, source, path_or_id, {**options, **weights})
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"The checkpoint {path_or_id} lacks {len(missing)} weights, which would be random: "
+            f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}."
+        )
+    model = LVLM(hf, processor, known or auto.detect(hf), str(path_or_id))
+    if selfcheck or family == "auto":
         self_check(model)
     return model
 
 
-def wrap(hf_model: Any, processor: Any = None) -> LVLM:
+def wrap(hf_model: Any, processor: Any = None, *, family: str | None = None) -> LVLM:
     """The same view of a Hugging Face model that is already in memory.
 
     Without a processor the view takes the model's own inputs as a mapping of tensors. The
     caller's model is never changed for good.
 
+    Args:
+        hf_model: The model.
+        processor: Its processor, where there is one.
+        family: Taken from its configuration by default; `auto` detects an unregistered architecture
+            of the common shape and runs the self-check on it.
+
     Raises:
         ModelError: The architecture is not supported.
     """
-    return LVLM(hf_model, processor, family_of(hf_model.config))
+    if family == "auto":
+        model = LVLM(hf_model, processor, auto.detect(hf_model))
+        self_check(model)
+        return model
+    return LVLM(hf_model, processor, _named(family) or family_of(hf_model.config))
+
+
+def _named(name: str | None) -> Family | None:
+    """A family by its name.
+
+    Raises:
+        UsageError: There is no such family.
+    """
+    if name is None:
+        return None
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise UsageError(
+        f"There is no family {name!r}: expected 'auto' or one of "
+        f"{', '.join(family.name for family in FAMILIES)}."
+    )
 
 
 def shipped_path(name: str) -> str | None:

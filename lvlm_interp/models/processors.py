@@ -46,11 +46,11 @@ def load_processor(source: str, config: Any, options: dict[str, Any]) -> Any:
     options = {**options, "backend": "pil"}
     try:
         return AutoProcessor.from_pretrained(source, **options)
-    except ImportError as error:
-        kind = PROCESSOR_MAPPING.get(type(config), None)
+    except (ImportError, OSError) as error:
+        kind: Any = PROCESSOR_MAPPING.get(type(config), None)
         if kind is None or "video_processor" not in kind.get_attributes():
             raise ModelError(f"The processor of {source} cannot be loaded: {error}") from error
     try:
         return image_only(kind).from_pretrained(source, **options)
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise ModelError(f"The processor of {source} cannot be loaded: {error}") from error

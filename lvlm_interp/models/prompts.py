@@ -46,7 +46,7 @@ def build_batch(
 
 
 def _right_padded(tensors: dict[str, Any], ids: str, mask: str) -> dict[str, Any]:
-    """A Q-Former counts absolute positions from the left, so its padding must stand on the right."""
+    """A Q-Former counts positions from the left, so its padding must stand on the right."""
     if mask not in tensors:
         return tensors
     order = tensors[mask].argsort(dim=1, descending=True, stable=True)

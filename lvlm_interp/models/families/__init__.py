@@ -46,5 +46,6 @@ def family_of(config: Any) -> Family:
             return family if family.variant is None else family.variant(config)
     supported = ", ".join(family.name for family in FAMILIES)
     raise ModelError(
-        f"The architecture {config.model_type!r} is not supported; supported are: {supported}."
+        f"The architecture {config.model_type!r} is not supported; supported are: {supported}. "
+        'Try family="auto": it looks for the common parts and refuses what fails the self-check.'
     )

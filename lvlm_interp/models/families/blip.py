@@ -25,7 +25,7 @@ def pixels(config: Any) -> dict[str, Any]:
     return {"pixel_values": random_pixels(1, 3, side, side)}
 
 
-def _branch(name: str, **more: str) -> Branch:
+def _branch(name: str, entry: str = "") -> Branch:
     inner = f"{name}.attention"
     return Branch(
         attn=inner,
@@ -34,7 +34,7 @@ def _branch(name: str, **more: str) -> Branch:
         v=f"{inner}.value",
         o=f"{name}.output.dense",
         out=f"{name}.output.dense",
-        **more,
+        entry=entry,
     )
 
 
