@@ -66,9 +66,10 @@ def image_words(model: LVLM, item: Item, provenance: Mapping[str, Any]) -> Resul
 def grids(table: ResultTable) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """Words and probabilities by layer, as they lie over the image."""
     words, probs = {}, {}
-    for layer, rows in table.frame.groupby("layer"):
-        shape = tuple(int(rows[name].to_numpy().max()) + 1 for name in ("row", "col"))
-        order = rows.sort_values(["row", "col"])
-        words[int(layer)] = order["word"].to_numpy(object).reshape(shape)
-        probs[int(layer)] = order["value"].to_numpy(float).reshape(shape)
+    frame = table.frame
+    for layer in sorted({int(number) for number in frame["layer"]}):
+        order = frame[frame["layer"] == layer].sort_values(["row", "col"])
+        shape = tuple(int(order[name].to_numpy().max()) + 1 for name in ("row", "col"))
+        words[layer] = order["word"].to_numpy(object).reshape(shape)
+        probs[layer] = order["value"].to_numpy(float).reshape(shape)
     return words, probs
