@@ -150,6 +150,11 @@ class Graph:
         return chosen & self.valid
 
 
+def _receiver(fields: dict[str, Any]) -> Receiver:
+    known: dict[str, Any] = {**fields, "node": tuple(fields["node"])}
+    return Receiver(**known)
+
+
 def _tower(model: LVLM, tower: str, senders: list[Sender], receivers: list[Receiver]) -> None:
     size = model.towers[tower]
     group = size.n_heads // size.n_kv_heads
