@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,16 @@ class ActivationCache(Mapping[str, Tensor]):
         out = ActivationCache()
         out._tensors = {site: value.to(device) for site, value in self._tensors.items()}
         return out
+
+    def to_transformer_lens(self, bridge: Any = None) -> Any:
+        """TransformerLens' `ActivationCache` of the language model's sites.
+
+        Args:
+            bridge: From `LVLM.to_transformer_lens`, for its methods that need weights.
+        """
+        from lvlm_interp.models.interop.transformer_lens import cache_to_transformer_lens
+
+        return cache_to_transformer_lens(self, bridge)
 
     @property
     def nbytes(self) -> int:

@@ -339,6 +339,24 @@ class LVLM:
             return new
         return self.tokenizer.batch_decode(new, skip_special_tokens=True)
 
+    # -- neighbours ------------------------------------------------------------------------------
+
+    def to_transformer_lens(self, inputs: Inputs | Mapping[str, Any] | None = None) -> Any:
+        """A TransformerBridge on a copy of these weights, with the image of `inputs` bound to it.
+
+        Raises:
+            ModelError: TransformerLens does not support the family.
+        """
+        from lvlm_interp.models.interop.transformer_lens import to_transformer_lens
+
+        return to_transformer_lens(self, inputs)
+
+    def to_nnsight(self) -> Any:
+        """nnsight's traced model of these very weights (not a copy)."""
+        from lvlm_interp.models.interop.nnsight import to_nnsight
+
+        return to_nnsight(self)
+
     def __repr__(self) -> str:
         parts = ", ".join(
             f"{name} {size.n_layers}x{size.n_heads} d{size.d_model}"

@@ -1,0 +1,1 @@
+"""The same weights and caches in neighbouring libraries: TransformerLens and nnsight."""
