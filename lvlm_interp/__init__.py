@@ -19,6 +19,7 @@ _PUBLIC = {
     "lens": "lvlm_interp.lens",
     "load_model": "lvlm_interp.models.loading:load_model",
     "organisms": "lvlm_interp.organisms",
+    "plotting": "lvlm_interp.plotting",
     "scenes": "lvlm_interp.organisms.pairs",  # so that li.scenes.pairs(...) makes pairs of scenes
     "wrap": "lvlm_interp.models.loading:wrap",
 }

@@ -9,6 +9,7 @@ from lvlm_interp.plotting.curves import layer_curve, probe_flow
 from lvlm_interp.plotting.graphs import circuit
 from lvlm_interp.plotting.heat import head_map, role_map
 from lvlm_interp.plotting.images import lens_grid, overlay
+from lvlm_interp.plotting.page import lens_page, write_lens_page
 from lvlm_interp.plotting.style import save, venues
 
 _display.register()
@@ -20,9 +21,11 @@ __all__ = [
     "intervention",
     "layer_curve",
     "lens_grid",
+    "lens_page",
     "overlay",
     "probe_flow",
     "role_map",
     "save",
     "venues",
+    "write_lens_page",
 ]
