@@ -352,7 +352,7 @@ class LVLM:
         return to_transformer_lens(self, inputs)
 
     def to_nnsight(self) -> Any:
-        """nnsight's traced model of these very weights (not a copy)."""
+        """The traced model of nnsight on these very weights (not a copy)."""
         from lvlm_interp.models.interop.nnsight import to_nnsight
 
         return to_nnsight(self)

@@ -92,8 +92,8 @@ def _with_image(run: Callable[..., Any], extras: dict[str, Any] | None, image_to
         holds_image = isinstance(tokens, Tensor) and bool((tokens == image_token).any())
         if holds_image and with_extras.get("pixel_values") is None:
             raise InputError(
-                "The tokens hold image placeholders but there are no pixel_values, so TransformerLens "
-                "would run without the image: pass inputs to to_transformer_lens()."
+                "The tokens hold image placeholders but there are no pixel_values, so "
+                "TransformerLens would run without the image: pass inputs to to_transformer_lens()."
             )
         if "fwd_hooks" in with_extras:
             with_extras["fwd_hooks"] = [
