@@ -2,7 +2,8 @@
 
 An actor that dies is started again and its unit is done again; since a unit counts only with its
 marker and gives the same bytes wherever it is done, the store is the one that a single process
-writes. The store's folder must be one that all machines see. Ray is imported when an engine runs, not before.
+writes. The store's folder must be one that all machines see. Ray is imported when an engine is
+made, not before.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def ray_engine(
     """An engine for `extract(..., engine=...)`.
 
     Args:
-        address: Of a Ray cluster; None starts one on this machine (or uses the one that is running).
+        address: Of a Ray cluster; None starts one on this machine, or uses the one that runs.
         workers: Actors, each with a copy of the weights.
         threads: CPU cores of each. The last bits depend on it, as they do in one process.
         gpus: GPUs of each.

@@ -114,7 +114,11 @@ def design_of(
     rng = np.random.default_rng(seed)
     if SHUFFLED in controls:
         found[SHUFFLED] = codes.copy()
-        found[SHUFFLED][rows] = rng.permutation(codes[rows])
+        for each in range(n_folds):
+            # Within a fold: a fold short of a class would have its probe trained on more of it, and
+            # score below chance.
+            held = np.flatnonzero(fold == each)
+            found[SHUFFLED][held] = rng.permutation(codes[held])
     if TYPES in controls:
         types = data.label(control_type or "type").astype(object).fillna(_NO_TYPE).astype(str)
         found[TYPES] = _by_type(codes, types.to_numpy(), rows, len(classes), rng)

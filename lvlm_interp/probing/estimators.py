@@ -27,7 +27,8 @@ class _Probe(ClassifierMixin, BaseEstimator):
     """What all probes share: validation, classes and standardisation."""
 
     def _start(self, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        checked: Any = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        X, y = checked
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -38,7 +39,8 @@ class _Probe(ClassifierMixin, BaseEstimator):
 
     def _checked(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        return validate_data(self, X, reset=False, dtype=(np.float64, np.float32))
+        checked: Any = validate_data(self, X, reset=False, dtype=(np.float64, np.float32))
+        return checked
 
     def _named(self, scores: np.ndarray) -> np.ndarray:
         codes = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
@@ -113,7 +115,7 @@ class LogisticProbe(_LinearProbe):
         )
         inner.fit(scale(X), codes)
         self.n_iter_ = int(np.max(inner.n_iter_))
-        self._set_from_standard(inner.coef_, inner.intercept_, scale)
+        self._set_from_standard(inner.coef_, np.atleast_1d(inner.intercept_), scale)
         return self
 
     def predict_proba(self, X: X2d) -> Float[np.ndarray, "row class"]:
@@ -213,7 +215,7 @@ class MLPProbe(_Probe):
     def predict_proba(self, X: X2d) -> Float[np.ndarray, "row class"]:
         """Probability of each class."""
         X = self._checked(X)
-        return self.network_.predict_proba(self.scale_(X))
+        return np.asarray(self.network_.predict_proba(self.scale_(X)))
 
     def predict(self, X: X2d) -> Shaped[np.ndarray, " row"]:
         """The class of each row."""

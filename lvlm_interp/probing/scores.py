@@ -61,7 +61,7 @@ def balanced_difference(
     width = first.shape[1]
 
     def gap(totals: np.ndarray) -> np.ndarray:
-        return _mean_recall(totals[..., :width]) - _mean_recall(totals[..., width:])
+        return np.asarray(_mean_recall(totals[..., :width]) - _mean_recall(totals[..., width:]))
 
     both = np.concatenate([first, second], axis=1)
     return bootstrap_totals(both, gap, len(truth), n_resamples, seed, 0.95, "percentile")
@@ -125,4 +125,4 @@ def _mean_recall(totals: np.ndarray) -> np.ndarray:
     right, count = np.split(totals, 2, axis=-1)
     here = count > 0
     recall = np.where(here, right / np.where(here, count, 1), 0.0)
-    return recall.sum(axis=-1) / np.maximum(here.sum(axis=-1), 1)
+    return np.asarray(recall.sum(axis=-1) / np.maximum(here.sum(axis=-1), 1))

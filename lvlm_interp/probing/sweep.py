@@ -22,6 +22,7 @@ from tqdm import tqdm
 from lvlm_interp.activations.base import Activations
 from lvlm_interp.errors import UsageError
 from lvlm_interp.probing.design import MAIN, SHUFFLED, TYPES, Design, design_of
+from lvlm_interp.probing.directions import Direction, fit_direction
 from lvlm_interp.probing.fitting import Outcome, Problem, fit_problem, probe_of
 from lvlm_interp.probing.scores import (
     auroc,
@@ -84,11 +85,15 @@ class ProbeSweep(Result):
         summary: One row per site x position x head x baseline, with intervals; see `sweep`.
         design: Labels and folds.
         outcomes: Predictions per problem.
+        data: The activations.
+        probe: The unfitted probe and the settings that were tried.
     """
 
     summary: pd.DataFrame
     design: Design = field(repr=False)
     outcomes: tuple[Outcome, ...] = field(repr=False)
+    data: Activations = field(repr=False)
+    probe: tuple[Any, list[dict[str, Any]]] = field(repr=False)
     seed: int = 0
     n_resamples: int = 1000
 
@@ -106,26 +111,65 @@ class ProbeSweep(Result):
         Raises:
             UsageError: No problem of the sweep is at these sites and positions.
         """
-        wanted = {str(site) for site in _matching(sites, self.outcomes)}
         places = [positions] if isinstance(positions, str) else positions
         n = len(self.design.rows)
-        among = [
+        among = [each for each in self.problems_at(sites, places) if len(each.rows) == n]
+        if not among:
+            where = f"{sites} and {positions or 'any position'}"
+            raise UsageError(f"No problem of this sweep is at {where}.")
+        picks = self.picks(among)
+        return _best(picks, self.design, self.seed, self.n_resamples)
+
+    def direction(
+        self, site: str, position: str | None = None, head: int | None = None
+    ) -> Direction:
+        """The direction of a two-class label at a site, from a probe on all examples of the sweep.
+
+        Its regularisation is the one that most folds chose.
+
+        Args:
+            site: One site of the sweep.
+            position: The position it is read at; the one with the best validation score by default.
+            head: One head, where the sweep went over heads.
+
+        Raises:
+            UsageError: No such problem, or more than two classes.
+        """
+        among = self.problems_at(site, None if position is None else [position])
+        among = [each for each in among if each.head == head]
+        if not among:
+            raise UsageError(f"The sweep has no probe at {site}, {position or 'any position'}.")
+        outcome = max(among, key=lambda each: float(each.inner.mean()))
+        if len(self.design.classes) != 2:
+            label, n = self.design.label, len(self.design.classes)
+            raise UsageError(f"A direction needs two classes; {label!r} has {n}.")
+        settings = max(outcome.chosen, key=outcome.chosen.count)
+        X, rows = self.data[outcome.site].rows_at(outcome.position, head)
+        keep = np.isin(rows, outcome.rows)
+        codes = self.design.codes[MAIN][rows[keep]]
+        return fit_direction(
+            outcome.site, outcome.position, head, X[keep], codes, self.probe[0], settings
+        )
+
+    def problems_at(
+        self, sites: str | Sequence[str] = "*", positions: Sequence[str] | None = None
+    ) -> list[Outcome]:
+        """Outcomes of the task itself at some sites and positions."""
+        wanted = {str(site) for site in _matching(sites, self.outcomes)}
+        return [
             outcome
             for outcome in self.outcomes
             if outcome.control == MAIN
             and outcome.site in wanted
-            and (places is None or outcome.position in places)
-            and len(outcome.rows) == n
+            and (positions is None or outcome.position in positions)
         ]
-        if not among:
-            raise UsageError(
-                f"No problem of this sweep is at {sites} and {positions or 'any position'}."
-            )
-        picks = [
+
+    def picks(self, among: Sequence[Outcome]) -> list[Outcome]:
+        """For each fold the problem with the best validation score; ties go to the first."""
+        return [
             among[int(np.argmax([each.inner[fold] for each in among]))]
             for fold in range(self.design.n_folds)
         ]
-        return _best(picks, self.design, self.seed, self.n_resamples)
 
 
 def sweep(
@@ -196,7 +240,10 @@ def sweep(
     places = [positions] if isinstance(positions, str) else positions
     problems = list(_problems(MAIN, data, sites, places, heads))
     for name, other in baselines.items():
-        problems += _problems(name, other, sites if name == UNTRAINED else "*", places, heads)
+        trained_alike = name == UNTRAINED
+        problems += _problems(
+            name, other, sites if trained_alike else "*", places if trained_alike else None, heads
+        )
     if not problems:
         raise UsageError(f"The sites {sites} have none of the positions {places}.")
     bar = tqdm(problems, desc="probes", unit="problem", disable=not progress)
@@ -209,7 +256,9 @@ def sweep(
         | {"probe": str(probe), "grid": settings, "controls": list(controls), "n_folds": n_folds},
     )
     summary = _summary(outcomes, design, seed, n_resamples)
-    return ProbeSweep(table, summary, design, outcomes, seed, n_resamples)
+    return ProbeSweep(
+        table, summary, design, outcomes, data, (estimator, settings), seed, n_resamples
+    )
 
 
 def _check_controls(
@@ -252,7 +301,8 @@ def _problems(
             split = heads and here.heads is not None
             for head in range(here.heads or 0) if split else [None]:
                 X, rows = here.rows_at(position, head)
-                yield Problem(control, site, position, head, X, rows)
+                name = PIXELS if control == PIXELS else site
+                yield Problem(control, name, position, head, X, rows)
 
 
 def _matching(sites: str | Sequence[str], outcomes: Sequence[Outcome]) -> list[Site]:
