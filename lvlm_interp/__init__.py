@@ -16,10 +16,16 @@ _PUBLIC = {
     "ResultTable": "lvlm_interp.results:ResultTable",
     "Site": "lvlm_interp.sites:Site",
     "TokenMap": "lvlm_interp.tokens:TokenMap",
+    "collect": "lvlm_interp.activations.memory:collect",
+    "extract": "lvlm_interp.activations.extract:extract",
     "lens": "lvlm_interp.lens",
+    "load_examples": "lvlm_interp.data.sources:load_examples",
     "load_model": "lvlm_interp.models.loading:load_model",
+    "load_pairs": "lvlm_interp.data.sources:load_pairs",
+    "open_store": "lvlm_interp.activations.store:open_store",
     "organisms": "lvlm_interp.organisms",
     "plotting": "lvlm_interp.plotting",
+    "probing": "lvlm_interp.probing",
     "scenes": "lvlm_interp.organisms.pairs",  # so that li.scenes.pairs(...) makes pairs of scenes
     "wrap": "lvlm_interp.models.loading:wrap",
 }

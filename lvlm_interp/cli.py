@@ -24,6 +24,18 @@ __all__ = ["COMMANDS", "main"]
 
 # name -> (one line of help, "module:function")
 COMMANDS: dict[str, tuple[str, str]] = {
+    "extract": (
+        "store the activations of a data set",
+        "lvlm_interp.activations.command:extract",
+    ),
+    "store verify": (
+        "check that every byte of a store is as it was written",
+        "lvlm_interp.activations.command:verify",
+    ),
+    "probe": (
+        "fit probes over a store, with controls and intervals",
+        "lvlm_interp.probing.command:main",
+    ),
     "diagnose": (
         "which flaw a model has, where inside, and what acting there does",
         "lvlm_interp.diagnose.command:main",

@@ -94,6 +94,7 @@ def extract(
     resume: bool = False,
     append: bool = False,
     engine: Engine | None = None,
+    name: str | None = None,
     progress: bool = True,
 ) -> Store:
     """Store the activations of a data set.
@@ -110,6 +111,7 @@ def extract(
         resume: Finish what is there; starts afresh where nothing is.
         append: Add the examples to a store that is finished.
         engine: Does the units; here and now by default, see `ray_engine`.
+        name: What to call the data in the manifest; the source, where one is given.
         progress: Show a bar.
 
     Raises:
@@ -129,7 +131,7 @@ def extract(
         missing=missing,
         batch_size=batch_size or (old.batch_size if old else _BATCH),
     )
-    name = data if isinstance(data, str) else None
+    name = name or (data if isinstance(data, str) else None)
     manifest, part = _part(old, wanted, folder, examples, name, append)
     job = Job(folder, manifest, part, examples, model)
     (engine or _here(progress))(job, job.undone)
