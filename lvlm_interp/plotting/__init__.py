@@ -4,7 +4,7 @@ Importing this package also registers what results show in Jupyter.
 """
 
 from lvlm_interp.plotting import display as _display
-from lvlm_interp.plotting.bars import behaviour, intervention
+from lvlm_interp.plotting.bars import behaviour, forest, intervention
 from lvlm_interp.plotting.curves import layer_curve, probe_flow
 from lvlm_interp.plotting.graphs import circuit
 from lvlm_interp.plotting.heat import head_map, role_map
@@ -17,6 +17,7 @@ _display.register()
 __all__ = [
     "behaviour",
     "circuit",
+    "forest",
     "head_map",
     "intervention",
     "layer_curve",

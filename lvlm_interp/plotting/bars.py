@@ -89,6 +89,58 @@ def intervention(
     return figure
 
 
+def forest(
+    table: Table,
+    *,
+    rows: str = "method",
+    panels: str = "metric",
+    reference: float | None = None,
+    unit: str = "examples",
+    venue: str = "neurips2024",
+    width: str | float = "full",
+) -> Figure:
+    """Estimates with their intervals, one under the other; a panel per metric.
+
+    Args:
+        table: The columns named by `rows` and `panels`, and `estimate, low, high, n` or tidy
+            values.
+        rows: Column whose values stand one under the other.
+        panels: Column whose values are panels.
+        reference: A vertical line, such as chance.
+        unit: What n counts.
+        venue: Size and fonts.
+        width: `full`, `half` or inches.
+
+    Raises:
+        UsageError: A missing column, or several values for one mark.
+    """
+    frame = estimates(table, [rows, panels], "forest")
+    names, metrics = order(frame[rows]), order(frame[panels])
+    options = {"cols": len(metrics), "height": 0.7 + 0.22 * len(names), "sharey": True}
+    with style.sheet(venue, width=width, **options) as (figure, axes):
+        for axis, metric in zip(axes[0], metrics, strict=True):
+            part = frame[frame[panels] == metric]
+            places = [names.index(name) for name in part[rows]]
+            axis.errorbar(
+                part["estimate"],
+                places,
+                xerr=intervals(part),
+                fmt="o",
+                color=style.COLOURS[0],
+                lw=1.0,
+            )
+            if reference is not None:
+                axis.axvline(reference, color="black", ls=(0, (1, 2)), lw=0.8)
+            axis.set_title(str(metric).replace("_", " "), loc="left")
+            axis.grid(axis="x", lw=0.3, color="0.85")
+            style.note(axis, style.n_label(part["n"], unit if len(metrics) < 3 else ""))
+        texts = [str(name).replace("_", " ") for name in names]
+        axes[0, 0].set_yticks(range(len(names)), texts)
+        axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+        figure.supxlabel("estimate with 95% interval", fontsize=7)
+    return figure
+
+
 def _bar_groups(axis: Axes, frame: pd.DataFrame) -> None:
     conditions = order(frame["condition"])
     models = order(frame["model"]) if "model" in frame else [None]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from lvlm_interp.plotting import style
 from lvlm_interp.plotting.columns import Table, estimates, order
+from lvlm_interp.probing import ProbeSweep
 from lvlm_interp.sites import Site
 
 _TOWERS = {
@@ -64,7 +65,7 @@ def layer_curve(
 
 
 def probe_flow(
-    table: Table,
+    table: Table | ProbeSweep,
     *,
     series: str = "series",
     chance: float | None = 0.5,
@@ -76,10 +77,10 @@ def probe_flow(
     """What probes read from the vision tower over projector and language model to the answer.
 
     Args:
-        table: Columns `site` in the order of the forward (site names, and `answer` for what the
-            model says), `series` (such as `object`, `last`, `shuffled labels`), and
-            `estimate, low, high, n` or tidy values. A series whose name begins with `shuffled` or
-            `control` is drawn in grey.
+        table: A `ProbeSweep`; or columns `site` (site names, and `answer` for what the model
+            says), `series` (such as `object`, `last`, `shuffled labels`), and `estimate, low,
+            high, n` or tidy values. A series whose name begins with `shuffled` or `control` is
+            drawn in grey.
         series: Column that tells lines apart; a table without it is one line.
         chance: Height of the line of chance; None for none.
         label: What the value is.
@@ -90,6 +91,9 @@ def probe_flow(
     Raises:
         UsageError: A missing column, or several values for one point.
     """
+    if isinstance(table, ProbeSweep):
+        chance = float(table.summary["chance"].iloc[0])
+        table = _of_sweep(table.summary, series)
     frame = estimates(table, ["site"], "probe_flow", optional=[series])
     sites = _forward_order(order(frame["site"]))
     frame = frame.assign(at=[sites.index(site) for site in frame["site"]])
@@ -114,6 +118,27 @@ def probe_flow(
         _outside_legend(axis)
         style.note(axis, _with_interval(frame, unit))
     return figure
+
+
+def _of_sweep(summary: pd.DataFrame, series: str) -> pd.DataFrame:
+    """A series per position, and in grey the same with shuffled labels."""
+    main = summary[summary["control"] == "none"]
+    kinds = [("balanced_accuracy", ""), ("shuffled", "shuffled labels, ")]
+    parts = [
+        pd.DataFrame(
+            {
+                "site": main["site"],
+                series: prefix + main["position"].astype(str),
+                "estimate": main[name],
+                "low": main[f"{name}_low"],
+                "high": main[f"{name}_high"],
+                "n": main["n"],
+            }
+        )
+        for name, prefix in kinds
+        if name in main
+    ]
+    return pd.concat(parts, ignore_index=True).dropna(subset=["estimate"])
 
 
 def _line(

@@ -1,4 +1,4 @@
-"""What results show in Jupyter: a small table and its figure."""
+"""What results show in Jupyter: a figure and a small table."""
 
 from __future__ import annotations
 
@@ -7,20 +7,48 @@ import html
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-from lvlm_interp.lens import LensResult
-from lvlm_interp.plotting.curves import layer_curve
-from lvlm_interp.plotting.images import lens_grid
+from lvlm_interp.circuits import CircuitCurve
+from lvlm_interp.lens import (
+    Confidence,
+    LensResult,
+    Localisation,
+    PatchscopeResult,
+    TokenAblation,
+    TokenScores,
+    TunedLensFit,
+)
+from lvlm_interp.patching import KnockoutResult, PatchResult
+from lvlm_interp.plotting.bars import forest
+from lvlm_interp.plotting.curves import layer_curve, probe_flow
+from lvlm_interp.plotting.heat import head_map, role_map
+from lvlm_interp.plotting.images import lens_grid, overlay
 from lvlm_interp.plotting.style import to_png
+from lvlm_interp.probing import ProbeSweep
 from lvlm_interp.results import Result, register_display
 
 _PANELS = 4
+_ROWS = 8
 
 
 def register() -> None:
     """Tell `results` how each type shows itself; calling it again changes nothing."""
-    register_display(LensResult, show_lens)
+    for kind, function in (
+        (LensResult, show_lens),
+        (TokenScores, show_scores),
+        (Localisation, show_localisation),
+        (Confidence, show_confidence),
+        (TokenAblation, show_token_ablation),
+        (TunedLensFit, show_tuned_lens_fit),
+        (PatchscopeResult, show_patchscope),
+        (PatchResult, show_patching),
+        (KnockoutResult, show_knockout),
+        (ProbeSweep, show_sweep),
+        (CircuitCurve, show_curve),
+    ):
+        register_display(kind, function)
 
 
 def show_lens(result: LensResult) -> str:
@@ -30,11 +58,10 @@ def show_lens(result: LensResult) -> str:
 
 def lens_figure(result: LensResult, row: int = 0) -> Figure:
     """Words over the image of one row, at up to four layers spread from first to last."""
-    image = result.images[row] if row < len(result.images) else None
-    if image is None or isinstance(image, list | tuple):
-        return layer_curve(
-            result.table.select(metric="entropy"), label="entropy (nats)", unit="tokens"
-        )
+    image = _image(result.images, row)
+    if image is None or any(head is not None for head in result.heads):
+        entropy = result.table.select(metric="entropy")
+        return layer_curve(entropy, label="entropy (nats)", unit="tokens")
     layers = result.layers
     step = max(1, -(-(len(layers) - 1) // (_PANELS - 1))) if len(layers) > 1 else 1
     picked = sorted({*layers[::step], layers[-1]})
@@ -46,10 +73,146 @@ def lens_figure(result: LensResult, row: int = 0) -> Figure:
     )
 
 
-def _shown(result: Result, draw: Callable[[Any], Figure], caption: str) -> str:
+def show_scores(result: TokenScores) -> str:
+    """Scores of the first row over its image, the mean over layers and heads."""
+    image = _image(result.images, 0)
+    if image is None:
+        return result.table._repr_html_()
+    name = type(result).__name__
+    return _shown(result, lambda each: overlay(image, each.grid(), label=name.lower()), name)
+
+
+def show_localisation(result: Localisation) -> str:
+    """Scores by method, with chance."""
+    summary = result.summary()
+    caption = "How well the word's heat finds the object"
+    return _shown(result, lambda _: forest(summary), caption, summary)
+
+
+def show_confidence(result: Confidence) -> str:
+    """Internal confidence and output probability, their means."""
+    summary = result.table.mean(["metric"], cluster="group")
+    drawn = summary.assign(panel="probability")
+    return _shown(
+        result, lambda _: forest(drawn, rows="metric", panels="panel"), "Mean by score", summary
+    )
+
+
+def show_token_ablation(result: TokenAblation) -> str:
+    """What ablating each group of tokens leaves of the answer."""
+    summary = result.table.mean(["position", "metric"], cluster="group")
+    return _shown(
+        result,
+        lambda _: forest(summary, rows="position"),
+        "The answer without some image tokens",
+        summary,
+    )
+
+
+def show_tuned_lens_fit(result: TunedLensFit) -> str:
+    """Held-out KL by layer, tuned against logit lens."""
+    summary = result.table.mean(["layer", "metric"])
+    return _shown(
+        result,
+        lambda _: layer_curve(summary, hue="metric", label="KL to the model (nats)"),
+        "Held-out KL of both lenses",
+        summary,
+    )
+
+
+def show_patchscope(result: PatchscopeResult) -> str:
+    """What was said most often at each layer."""
+    rows = [
+        {"layer": layer, "said": pd.Series(texts).value_counts().index[0], "tokens": len(texts)}
+        for layer, texts in zip(result.layers, result.texts, strict=True)
+    ]
+    return pd.DataFrame(rows).to_html(index=False, border=0) + result.table._repr_html_()
+
+
+def show_patching(result: PatchResult) -> str:
+    """Heads as a map, else roles by layer; scores without a sign as their table."""
+    frame = result.table.frame
+    if not result.signed:
+        return result.table._repr_html_()
+    by = "head" if frame["head"].notna().any() else "position"
+    places = ["layer", by] if frame["position"].nunique() < 2 or by == "position" else None
+    if places is None or frame["layer"].isna().any():
+        return result.table._repr_html_()
+    if frame["site"].str.split(".").str[-1].nunique() > 1 or frame["tower"].nunique() > 1:
+        return result.table._repr_html_()
+    recovery = result.recovery(places)
+    draw = head_map if by == "head" else role_map
+    return _shown(result, lambda _: draw(recovery), "Recovery", recovery)
+
+
+def show_knockout(result: KnockoutResult) -> str:
+    """Change of the answer's probability by layer, a line per edge."""
+    summary = result.table.mean(["layer", "position"], cluster="pair")
+    return _shown(
+        result,
+        lambda _: layer_curve(
+            summary,
+            hue="position",
+            label="change of probability (%)",
+            baseline=0,
+            baseline_label="no effect",
+            unit="pairs",
+        ),
+        "What cutting attention does to the answer",
+        summary,
+    )
+
+
+def show_sweep(result: ProbeSweep) -> str:
+    """Balanced accuracy along the model, with its controls."""
+    summary = result.summary
+    if "head" in summary and summary["head"].notna().any():
+        return _shown_table(summary)
+    return _shown(
+        result,
+        probe_flow,
+        "Balanced accuracy of linear probes on held-out groups",
+        summary,
+    )
+
+
+def show_curve(result: CircuitCurve) -> str:
+    """Faithfulness over the kept fraction."""
+    rows = [
+        {"fraction": fraction, **estimate.to_dict()}
+        for fraction, estimate in zip(result.fractions, result.faithfulness, strict=True)
+    ]
+    drawn = pd.DataFrame(rows)
+    return _shown(
+        result,
+        lambda _: layer_curve(
+            drawn, x="fraction", label="faithfulness", baseline=1, baseline_label="full model"
+        ),
+        f"Faithfulness by kept fraction of {result.of}",
+        drawn,
+    )
+
+
+def _image(images: tuple[Any, ...], row: int) -> Any:
+    image = images[row] if row < len(images) else None
+    return None if isinstance(image, list | tuple) else image
+
+
+def _shown(
+    result: Result,
+    draw: Callable[[Any], Figure],
+    caption: str,
+    summary: pd.DataFrame | None = None,
+) -> str:
     picture = base64.b64encode(to_png(draw(result))).decode()
+    table = result.table._repr_html_() if summary is None else _shown_table(summary)
     return (
         f'<figure><img alt="{html.escape(caption)}" style="max-width:100%" '
         f'src="data:image/png;base64,{picture}"/><figcaption>{html.escape(caption)}</figcaption>'
-        f"</figure>{result.table._repr_html_()}"
+        f"</figure>{table}"
     )
+
+
+def _shown_table(frame: pd.DataFrame) -> str:
+    more = f"<p>{len(frame)} rows</p>" if len(frame) > _ROWS else ""
+    return frame.head(_ROWS).to_html(index=False, border=0, float_format="{:.3f}".format) + more

@@ -6,11 +6,13 @@ from collections import defaultdict
 from typing import Any
 
 import networkx as nx
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
+from lvlm_interp.circuits import Circuit
 from lvlm_interp.errors import UsageError
 from lvlm_interp.plotting import style
 
@@ -18,8 +20,9 @@ _FILLS = {"head": "#dbe9f6", "mlp": "#fdebd0", "input": "#e3f3e6", "output": "#f
 
 
 def circuit(
-    graph: nx.DiGraph,
+    graph: nx.DiGraph | Circuit,
     *,
+    most_edges: int = 60,
     label: str = "edge score",
     title: str = "",
     venue: str = "neurips2024",
@@ -28,9 +31,11 @@ def circuit(
     """A circuit from the input at the bottom to the logits at the top.
 
     Args:
-        graph: Nodes with `layer` (an integer; inputs below 0, the logits above all) and, where
-            given, `label` and `kind` (`head`, `mlp`, `input`, `output`); edges with `weight`.
-            Negative edges are dashed; widths grow with |weight|.
+        graph: A `Circuit`, or a networkx graph: nodes with `layer` (an integer; inputs below 0, the
+            logits above all) and, where given, `label`, `kind` (`head`, `mlp`, `input`, `output`)
+            and `row` (name of that height); edges with `weight`. Negative edges are dashed; widths
+            grow with |weight|.
+        most_edges: Only this many of the heaviest edges are drawn, and the note says so.
         label: What a weight is, with its unit.
         title: Over the drawing.
         venue: Size and fonts.
@@ -39,26 +44,66 @@ def circuit(
     Raises:
         UsageError: No node, a node without `layer`, or an edge without `weight`.
     """
-    _check(graph)
-    places = _places(graph)
+    drawn = _of_circuit(graph) if isinstance(graph, Circuit) else nx.DiGraph(graph)
+    _check(drawn)
+    n_edges = drawn.number_of_edges()
+    drawn = _heaviest(drawn, most_edges)
+    places = _places(drawn)
     n_layers = len({y for _, y in places.values()})
-    with style.sheet(venue, width=width, height=0.5 * n_layers + 0.5) as (figure, axes):
+    with style.sheet(venue, width=width, height=0.42 * n_layers + 0.6) as (figure, axes):
         axis = axes[0, 0]
-        top = max((abs(w) for *_, w in graph.edges(data="weight")), default=1.0) or 1.0
-        for source, target, weight in graph.edges(data="weight"):
+        top = max((abs(w) for *_, w in drawn.edges(data="weight")), default=1.0) or 1.0
+        for source, target, weight in drawn.edges(data="weight"):
             _edge(axis, places[source], places[target], float(weight), top)
-        for name, data in graph.nodes(data=True):
-            _node(
-                axis,
-                places[name],
-                str(data.get("label", name)),
-                _FILLS.get(data.get("kind", ""), "white"),
-            )
-        _layers(axis, graph, places)
+        for name, data in drawn.nodes(data=True):
+            fill = _FILLS.get(data.get("kind", ""), "white")
+            _node(axis, places[name], str(data.get("label", name)), fill)
+        _layers(axis, drawn, places)
         _legend(figure, label, top)
         axis.set_title(title, loc="left")
-        style.note(axis, f"{graph.number_of_nodes()} nodes, {graph.number_of_edges()} edges")
+        shown = drawn.number_of_edges()
+        of = "" if shown == n_edges else f" (the heaviest of {n_edges})"
+        style.note(axis, f"{drawn.number_of_nodes()} nodes, {shown} edges{of}")
     return figure
+
+
+def _of_circuit(circuit: Circuit) -> nx.DiGraph:
+    """Nodes by tower and layer; edges between the same nodes, of several roles, added up."""
+    out = nx.DiGraph()
+    frame = circuit.node_table()
+    vision = frame.loc[(frame["tower"] == "vision") & frame["layer"].notna(), "layer"]
+    lowest = int(vision.max()) + 2 if len(vision) else 0
+    for row in frame.to_dict("records"):
+        name, tower, layer = str(row["node"]), row["tower"], row["layer"]
+        inner = not pd.isna(layer)
+        if inner:
+            height = int(layer) - (lowest if tower == "vision" else 0)
+        else:
+            ends = {"logits": 10_000, "vision.input": -lowest - 1}
+            height = ends.get(name, -1)
+        kind = "mlp" if name.endswith("mlp") else "head" if inner else "input"
+        out.add_node(
+            name,
+            # An MLP reads what the heads of its layer wrote, so it stands above them.
+            layer=height + (0.5 if kind == "mlp" else 0),
+            kind="output" if name == "logits" else kind,
+            label=name.removeprefix("text.") if inner else name,
+            row=f"{'vision' if tower == 'vision' else 'layer'} {layer}" if kind == "head" else "",
+        )
+    for row in circuit.edge_table().to_dict("records"):
+        for node in str(row["node"]).split(","):
+            if node in out and row["sender"] in out:
+                before = out.get_edge_data(row["sender"], node, {"weight": 0.0})["weight"]
+                out.add_edge(row["sender"], node, weight=before + float(row["weight"]))
+    return out
+
+
+def _heaviest(graph: nx.DiGraph, most: int) -> nx.DiGraph:
+    if graph.number_of_edges() <= most:
+        return graph
+    ordered = sorted(graph.edges(data="weight"), key=lambda edge: -abs(edge[2]))
+    kept = graph.edge_subgraph([(source, target) for source, target, _ in ordered[:most]])
+    return nx.DiGraph(kept)
 
 
 def _check(graph: nx.DiGraph) -> None:
@@ -138,7 +183,8 @@ def _layers(axis: Axes, graph: nx.DiGraph, places: dict[Any, tuple[float, float]
     names: dict[float, str] = {}
     for name, data in graph.nodes(data=True):
         inner = data.get("kind") not in ("input", "output")
-        names[places[name][1]] = f"layer {data['layer']}" if inner else ""
+        plain = f"layer {data['layer']}" if inner else ""
+        names[places[name][1]] = str(data.get("row", plain))
     axis.set_yticks(list(names), list(names.values()))
     axis.set_xticks([])
     axis.tick_params(length=0)

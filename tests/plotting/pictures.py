@@ -141,6 +141,9 @@ FIGURES = {
         title="layer 2",
     ),
     "lens_grid": lambda: plotting.lens_grid(scene(), *words(), box=(6, 6, 20, 20)),
+    "forest": lambda: plotting.forest(
+        errors().query("model == 'scenes'"), rows="level", panels="condition", reference=0.5
+    ),
     "circuit": lambda: plotting.circuit(graph(), title="head edges"),
 }
 

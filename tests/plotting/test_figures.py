@@ -13,7 +13,7 @@ from lvlm_interp.plotting.style import save, sheet, to_png, venues
 from lvlm_interp.results import ResultTable
 
 NAMES = ["head_map", "role_map", "layer_curve", "probe_flow", "intervention", "behaviour"]
-NAMES += ["overlay", "lens_grid", "circuit"]
+NAMES += ["overlay", "lens_grid", "forest", "circuit"]
 TOLERANCE = 6.0
 """Root mean square difference of 0..255; another build of the font renderer stays far below."""
 
