@@ -21,8 +21,10 @@ TOWERS = ("vision", "projector", "qformer", "text")
 
 SHAPES: dict[str, str] = {
     **dict.fromkeys(
-        ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "embed", "out"]
-        + ["final_norm", "resid_cross", "cross_attn_out", "deepstack"],
+        (
+            "resid_pre resid_mid resid_post attn_out mlp_out embed out final_norm resid_cross "
+            "cross_attn_out deepstack"
+        ).split(),
         "batch pos d_model",
     ),
     **dict.fromkeys(["q", "rot_q", "z"], "batch pos head d_head"),
@@ -154,6 +156,9 @@ def select(patterns: str | Site | Iterable[str | Site], declared: Sequence[Site]
     names = {str(site): site for site in declared}
     for pattern in _split(patterns):
         text = from_transformer_lens(str(pattern))
+        if text in names:
+            chosen.add(names[text])
+            continue
         found = [site for name, site in names.items() if fnmatch.fnmatchcase(name, text)]
         if not found:
             near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)

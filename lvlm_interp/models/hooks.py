@@ -9,7 +9,7 @@ Hooks exist only while a visitor is connected.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,8 +204,24 @@ class Switchboard:
         """Lines inside the attention function, by id of the attention module and part."""
 
     @contextmanager
-    def connect(self, tap: Tap, visitor: Visitor, order: int, name: str) -> Iterator[None]:
-        """Let a visitor see (and change) what passes a tap while the context is open."""
+    def connect_all(self, items: list[tuple[Tap, Visitor, str]], order: int) -> Iterator[None]:
+        """Let visitors see (and change) what passes their taps while the context is open.
+
+        All are gone afterwards, also on an exception.
+        """
+        # A plain loop: a context manager per site would cost as much as the hooks themselves.
+        connected: list[tuple[Tap, tuple[int, str, str], _Visit]] = []
+        try:
+            for tap, visitor, name in items:
+                connected.append(self._connect(tap, visitor, order, name))
+            yield
+        finally:
+            for tap, key, visit in reversed(connected):
+                self._disconnect(tap, key, visit)
+
+    def _connect(
+        self, tap: Tap, visitor: Visitor, order: int, name: str
+    ) -> tuple[Tap, tuple[int, str, str], _Visit]:
         key = (id(tap.module), tap.where, tap.keyword)
         line = self._lines.get(key)
         if line is None:
@@ -214,24 +230,18 @@ class Switchboard:
             tap.frame.open()
         visit = _Visit(order, tap.view, visitor, name, tap.ndim)
         line.visits.append(visit)
-        line.visits.sort(key=lambda each: each.order)
-        try:
-            yield
-        finally:
-            line.visits.remove(visit)
-            if tap.frame is not None:
-                tap.frame.close()
-            if not line.visits:
-                del self._lines[key]
-                self._close(tap, line)
+        if len(line.visits) > 1:
+            line.visits.sort(key=lambda each: each.order)
+        return tap, key, visit
 
-    @contextmanager
-    def connect_all(self, items: list[tuple[Tap, Visitor, str]], order: int) -> Iterator[None]:
-        """Connect several visitors; all are gone afterwards, also on an exception."""
-        with ExitStack() as stack:
-            for tap, visitor, name in items:
-                stack.enter_context(self.connect(tap, visitor, order, name))
-            yield
+    def _disconnect(self, tap: Tap, key: tuple[int, str, str], visit: _Visit) -> None:
+        line = self._lines[key]
+        line.visits.remove(visit)
+        if tap.frame is not None:
+            tap.frame.close()
+        if not line.visits:
+            del self._lines[key]
+            self._close(tap, line)
 
     @property
     def wants_attention(self) -> bool:

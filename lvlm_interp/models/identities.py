@@ -63,6 +63,7 @@ def final_errors(model: LVLM, normed: Tensor, logits: Tensor) -> float:
 def _branch_errors(block: nn.Module, branch: Branch, seen: Seen, prefix: str) -> dict[str, float]:
     pattern, v = seen[prefix + "pattern"], seen[prefix + "v"].went
     z, o = seen[prefix + "z"], at(block, branch.o)
+    added = seen[prefix + "attn_out"].came
     weighted = torch.einsum("bhqk,bkhd->bqhd", pattern.went, _per_head(v, pattern.went.shape[1]))
     soft = torch.softmax(seen[prefix + "scores"].went.float(), -1)
     gap = (pattern.came.float() - soft).abs().max()
@@ -70,7 +71,7 @@ def _branch_errors(block: nn.Module, branch: Branch, seen: Seen, prefix: str) ->
     return {
         prefix + "pattern": float(gap.maximum((pattern.came.float().sum(-1) - 1).abs().max())),
         prefix + "z": _off(z.came, weighted.reshape(z.came.shape)),
-        prefix + "attn_out": _off(seen[prefix + "attn_out"].came, _times(out, block, branch.scale)),
+        prefix + "attn_out": _off(added, _times(out, added, block, branch.scale)),
         **_score_errors(seen, prefix),
     }
 
@@ -90,7 +91,7 @@ def _score_errors(seen: Seen, prefix: str) -> dict[str, float]:
 def _mlp_errors(block: nn.Module, where: Block, seen: Seen) -> dict[str, float]:
     down = at(block, where.down).forward(seen["mlp_hidden"].went)
     out = _tail(block, where.down, where.mlp_out, down)
-    came, out = seen["mlp_out"].came, _times(out, block, where.mlp_scale)
+    came, out = seen["mlp_out"].came, _times(out, seen["mlp_out"].came, block, where.mlp_scale)
     if where.mlp_scale is not None and where.mlp_scale.row_mask:
         # Positions that see no image add nothing, and nothing can be written there.
         out = torch.where((came == 0).all(-1, keepdim=True), came, out)
@@ -129,8 +130,12 @@ def _tail(block: nn.Module, source: str, target: str, value: Tensor) -> Tensor:
     return at(block, target).forward(value)
 
 
-def _times(value: Tensor, block: nn.Module, scale: Scale | None) -> Tensor:
-    return value if scale is None else value * scale_factor(block, scale)
+def _times(value: Tensor, came: Tensor, block: nn.Module, scale: Scale | None) -> Tensor:
+    if scale is None:
+        return value
+    factor = scale_factor(block, scale)
+    # A block on disk has its gate in memory only while it runs: nothing to compare with behind it.
+    return came if factor.is_meta else value * factor
 
 
 def _per_head(value: Tensor, n_heads: int) -> Tensor:

@@ -45,6 +45,7 @@ class LVLM:
         self.name = name or hf.config.model_type
         self._taps = taps_of(hf, family)
         self._board = Switchboard()
+        self._selected: dict[Any, list[Site]] = {}
         self._packed = packed_modules(hf, family)
         hf.eval()
 
@@ -122,7 +123,12 @@ class LVLM:
         Raises:
             SiteError: A pattern matches nothing.
         """
-        return select(patterns, list(self._taps))
+        one = isinstance(patterns, str | Site)
+        key = patterns if one else tuple(patterns)
+        # A sweep asks for the same sites thousands of times; matching names costs milliseconds.
+        if key not in self._selected:
+            self._selected[key] = select(key, list(self._taps))
+        return list(self._selected[key])
 
     def tap(self, site: str | Site) -> Tap:
         """Where a site passes in the module graph (for the package's own methods).

@@ -19,17 +19,17 @@ from lvlm_interp.errors import ModelError
 def image_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The same processor class without its video processor."""
 
-    def __init__(
-        self: Any, image_processor: Any, tokenizer: Any, video_processor: None = None, **kwargs: Any
-    ) -> None:
-        kind.__init__(self, image_processor, tokenizer, video_processor=None, **kwargs)
-
     def get_attributes(cls: Any) -> list[str]:
         return [name for name in kind.get_attributes() if name != "video_processor"]
 
+    def arguments(cls: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        given = kind._get_arguments_from_pretrained.__func__(cls, *args, **kwargs)
+        place = kind.get_attributes().index("video_processor")
+        return [*given[:place], None, *given[place:]]
+
     members = {
-        "__init__": __init__,
         "get_attributes": classmethod(get_attributes),
+        "_get_arguments_from_pretrained": classmethod(arguments),
         # Some override it only to ask the video processor for its frames.
         "apply_chat_template": ProcessorMixin.apply_chat_template,
     }

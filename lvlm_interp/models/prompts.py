@@ -31,14 +31,19 @@ def build_batch(
         render(processor, prompt, len(row)) for prompt, row in zip(prompts, images, strict=True)
     ]
     flat = [image for row in images for image in row]
-    tensors = processor(
-        text=texts,
-        images=images if flat else None,
-        padding=True,
-        padding_side=padding_side,
-        return_tensors="pt",
-        add_special_tokens=not _starts_with_bos(processor, texts[0]),
-    )
+    try:
+        tensors = processor(
+            text=texts,
+            images=images if flat else None,
+            padding=True,
+            padding_side=padding_side,
+            return_tensors="pt",
+            add_special_tokens=not _starts_with_bos(processor, texts[0]),
+        )
+    except ValueError as error:
+        raise InputError(
+            f"The model's processor refused the prompt with its image: {str(error).strip()}"
+        ) from error
     tensors = _right_padded(dict(tensors), "qformer_input_ids", "qformer_attention_mask")
     sizes = [[image.size for image in row] for row in images]
     # Some processors add labels for training, which would make the model compute a loss.

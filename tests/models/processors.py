@@ -129,7 +129,7 @@ def qwen3_vl() -> Any:
     return _qwen(hf.Qwen3VLProcessor)
 
 
-def _idefics(images: Any, kind: Any) -> Any:
+def _idefics(images: Any, kind: Any, **more: Any) -> Any:
     marks = ("<image>", "<video>", "<fake_token_around_image>", "<global-img>")
     return kind(
         image_processor=images(
@@ -138,6 +138,7 @@ def _idefics(images: Any, kind: Any) -> Any:
         tokenizer=tokenizer(*marks, "<end_of_utterance>", *ROWS),
         image_seq_len=4,
         chat_template=TEMPLATE.replace("IMAGE_SLOT", "<image>"),
+        **more,
     )
 
 
@@ -146,7 +147,9 @@ def idefics3() -> Any:
 
 
 def smolvlm() -> Any:
-    return _idefics(hf.SmolVLMImageProcessorPil, image_only(hf.SmolVLMProcessor))
+    return _idefics(
+        hf.SmolVLMImageProcessorPil, image_only(hf.SmolVLMProcessor), video_processor=None
+    )
 
 
 def paligemma() -> Any:

@@ -53,7 +53,7 @@ def test_every_registered_family_is_in_the_zoo() -> None:
 # -- 1. reads ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_a_block_is_the_sum_of_its_terms(name: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     _, cache = model.run_with_cache(inputs, "*")
@@ -71,7 +71,7 @@ def test_a_block_is_the_sum_of_its_terms(name: str) -> None:
     assert final_errors(model, cache["text.final_norm"], cache["logits"]) <= 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_last_residual_through_norm_and_unembedding_gives_the_logits(name: str) -> None:
     model = model_of(name)
     last = f"text.{model.n_layers - 1}.resid_post"
@@ -81,7 +81,7 @@ def test_last_residual_through_norm_and_unembedding_gives_the_logits(name: str) 
     torch.testing.assert_close(logits, expected, **EXACT)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_the_stream_agrees_with_the_hidden_states_of_transformers(name: str) -> None:
     """An oracle that shares no code with the taps."""
     model, inputs = model_of(name), inputs_of(name)
@@ -97,7 +97,7 @@ def test_the_stream_agrees_with_the_hidden_states_of_transformers(name: str) -> 
         torch.testing.assert_close(cache[f"text.{layer}.resid_pre"], expected, **EXACT)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_reading_changes_nothing(name: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     bare = model.hf(**inputs.tensors, use_cache=False).logits.detach()
@@ -110,7 +110,7 @@ def test_reading_changes_nothing(name: str) -> None:
 # -- 2. writes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_the_self_check_passes_and_leaves_nothing_behind(name: str) -> None:
     model = model_of(name)
     before = {key: value.clone() for key, value in model.hf.state_dict().items()}
@@ -127,7 +127,7 @@ def test_the_self_check_passes_and_leaves_nothing_behind(name: str) -> None:
     assert _hook_counts(model.hf) == hooks or not any("lvlm" in str(h) for h in _hooks(model.hf))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_writing_the_value_already_there_changes_nothing(name: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     clean = model(inputs)
@@ -189,7 +189,7 @@ PATHS = {
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_a_stream_edit_is_the_raw_modules_edit(name: str, tower: str, site: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     raw = deepcopy(model.hf)
@@ -217,7 +217,7 @@ ZEROED = {
 
 
 @pytest.mark.parametrize("site", list(ZEROED))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_ablating_a_branch_is_the_model_without_its_output_weights(name: str, site: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     raw = deepcopy(model.hf)
@@ -234,7 +234,7 @@ def test_ablating_a_branch_is_the_model_without_its_output_weights(name: str, si
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_heads_are_cut_where_the_weights_are(name: str, tower: str) -> None:
     """Zeroing z of one head is the output projection without that head's columns."""
     model, inputs = model_of(name), inputs_of(name)
@@ -265,7 +265,7 @@ def _without_first(value: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_projections_are_before_rotation_and_norms(name: str, part: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     raw = deepcopy(model.hf)
@@ -288,7 +288,7 @@ def test_projections_are_before_rotation_and_norms(name: str, part: str) -> None
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_pattern_and_scores_edits_agree_with_z(name: str, tower: str) -> None:
     """A knocked-out edge: by scores, by pattern, and by hand through z."""
     model, inputs = model_of(name), inputs_of(name)
@@ -327,7 +327,7 @@ def test_pattern_and_scores_edits_agree_with_z(name: str, tower: str) -> None:
 # -- 4. batches ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_rows_of_unlike_length_and_size_give_what_single_runs_give(name: str) -> None:
     model = model_of(name)
     rows = [(picture((48, 48)), QUESTION + " the cat is red"), (picture((24, 48), 1), "the dog")]
@@ -351,7 +351,7 @@ def test_rows_of_unlike_length_and_size_give_what_single_runs_give(name: str) ->
 # -- 5. generation -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_generation_is_that_of_transformers_and_edits_hold_in_every_step(name: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
@@ -379,7 +379,7 @@ def test_generation_is_that_of_transformers_and_edits_hold_in_every_step(name: s
 # -- 6. image-bound ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_what_an_image_needs_is_asked_for_before_a_forward(name: str) -> None:
     model, inputs = model_of(name), inputs_of(name)
     for missing in model.family.needs:
@@ -414,7 +414,7 @@ class _no_forward:
 # -- wrapping, dtypes, refusals --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_without_a_processor_a_mapping_is_enough(name: str) -> None:
     model = wrap(zoo.build(name))
     inputs = synthetic_inputs(model)
@@ -426,7 +426,7 @@ def test_without_a_processor_a_mapping_is_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(NAMES))
 def test_half_precision_loads_caches_and_passes_the_self_check(name: str, dtype: Any) -> None:
     model = wrap(zoo.build(name).to(dtype))
     assert not inspect(model).failed

@@ -14,6 +14,8 @@ from lvlm_interp.models.loading import wrap
 from tests.models import processors, zoo
 
 WITH_GRID = [name for name in zoo.BUILDERS if name not in ("mllama", "blip_2", "instructblip")]
+ANYRES = ("llava_next", "qwen2_5_vl", "internvl")
+"""Tiles with newline columns, window order, and tiles with pixel shuffle."""
 WITHOUT_GRID = ["mllama", "blip_2", "instructblip"]
 SIZES = [(48, 48), (48, 24), (24, 48)]
 QUESTION = "is there a dog in the image? a red dog is there"
@@ -50,7 +52,7 @@ def merged(model: Any, image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", WITH_GRID)
+@pytest.mark.parametrize("name", zoo.tiered(WITH_GRID, ANYRES))
 def test_exactly_the_tokens_of_a_box_change_with_its_pixels(name: str, size: Any) -> None:
     model = model_of(name)
     image = picture(size)
@@ -70,7 +72,7 @@ def test_exactly_the_tokens_of_a_box_change_with_its_pixels(name: str, size: Any
         np.testing.assert_array_equal(np.flatnonzero(moved), expected)
 
 
-@pytest.mark.parametrize("name", WITH_GRID)
+@pytest.mark.parametrize("name", zoo.tiered(WITH_GRID, ANYRES))
 def test_the_grid_covers_every_image_token_once(name: str) -> None:
     tokens = model_of(name).prepare([(picture((48, 48)), QUESTION)]).tokens[0]
     tiles = [int(tile) for tile in np.unique(tokens.tile[tokens.image])]
@@ -91,7 +93,7 @@ def test_without_a_grid_the_map_says_what_holds(name: str) -> None:
         tokens.grid()
 
 
-@pytest.mark.parametrize("name", list(zoo.BUILDERS))
+@pytest.mark.parametrize("name", zoo.tiered(zoo.BUILDERS))
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_words_are_found_in_every_row(name: str, side: str) -> None:
     model = model_of(name)
@@ -122,7 +124,7 @@ def test_a_word_of_several_pieces_is_found_whole() -> None:
 SEVERAL = ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "idefics3", "internvl", "gemma3"]
 
 
-@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("name", zoo.tiered(SEVERAL, ANYRES))
 def test_two_images_of_a_row_keep_their_places(name: str) -> None:
     model = model_of(name)
     first, second = picture((48, 24)), picture((24, 24), 1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import nn
@@ -335,6 +335,10 @@ def _randomise(parameter: nn.Parameter) -> None:
         parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
-def copy_of(model: Any) -> Any:
-    """A model that shares nothing with the first, its configuration included."""
-    return deepcopy(model)
+FAST = ("llava", "qwen3_vl", "gemma3", "mllama", "instructblip")
+"""One family of each special kind; the others prove the same in the second tier."""
+
+
+def tiered(names: Iterable[str], fast: Sequence[str] = FAST) -> list[Any]:
+    """Parameters of a test over families."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]

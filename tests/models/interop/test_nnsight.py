@@ -17,7 +17,6 @@ from tests.models.test_families import picture
 
 EXACT: Any = {"atol": 1e-5, "rtol": 1e-5}
 FAST = ("llava", "mllama")
-NAMES = [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in zoo.BUILDERS]
 OUT = {
     **{name: "model.language_model.layers.0.self_attn.o_proj" for name in zoo.BUILDERS},
     "idefics3": "model.text_model.layers.0.self_attn.o_proj",
@@ -32,7 +31,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", zoo.tiered(zoo.BUILDERS, FAST))
 def test_values_and_head_patches_agree(name: str) -> None:
     model = wrap(zoo.build(name), processors.build(name))
     inputs = model.prepare([(picture(), "is there a dog?")])

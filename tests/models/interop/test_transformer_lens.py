@@ -17,9 +17,7 @@ from tests.models import processors, zoo
 
 EXACT: Any = {"atol": 1e-5, "rtol": 1e-5}
 FAST = ("llava", "gemma3")
-SUPPORTED = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES
-]
+SUPPORTED = zoo.tiered(FAMILIES, FAST)
 
 
 def model_and_inputs(name: str) -> tuple[Any, Any, Any]:
