@@ -119,7 +119,9 @@ def token_maps(
     ids = tensors["input_ids"].cpu().numpy()
     mask = tensors.get("attention_mask")
     tokenizer = getattr(processor, "tokenizer", None)
-    counts = [len(row) for row in sizes] if sizes is not None else _images_per_row(tensors, ids)
+    counts = (
+        [len(row) for row in sizes] if sizes is not None else _images_per_row(family, tensors, ids)
+    )
     maps, first = [], 0
     for row, count in enumerate(counts):
         layouts: list[ImageLayout] = []
@@ -151,13 +153,12 @@ def _special_ids(tokenizer: Any) -> Sequence[int]:
     return sorted(marks - {tokenizer.unk_token_id})
 
 
-def _images_per_row(tensors: Mapping[str, Any], ids: np.ndarray) -> list[int]:
+def _images_per_row(family: Family, tensors: Mapping[str, Any], ids: np.ndarray) -> list[int]:
     """Without the original images: the pixels are spread evenly over the rows."""
     pixels = tensors.get("pixel_values")
     if pixels is None:
         return [0] * len(ids)
-    grid = tensors.get("image_grid_thw")
-    n_images = len(pixels) if grid is None else len(grid)
+    n_images = family.n_images(tensors)
     if n_images % len(ids):
         raise InputError(
             f"{n_images} images cannot be told apart over {len(ids)} rows: wrap the model with its "
