@@ -16,6 +16,7 @@ _PUBLIC = {
     "ResultTable": "lvlm_interp.results:ResultTable",
     "Site": "lvlm_interp.sites:Site",
     "TokenMap": "lvlm_interp.tokens:TokenMap",
+    "circuits": "lvlm_interp.circuits",
     "collect": "lvlm_interp.activations.memory:collect",
     "extract": "lvlm_interp.activations.extract:extract",
     "lens": "lvlm_interp.lens",
@@ -24,6 +25,7 @@ _PUBLIC = {
     "load_pairs": "lvlm_interp.data.sources:load_pairs",
     "open_store": "lvlm_interp.activations.store:open_store",
     "organisms": "lvlm_interp.organisms",
+    "patching": "lvlm_interp.patching",
     "plotting": "lvlm_interp.plotting",
     "probing": "lvlm_interp.probing",
     "scenes": "lvlm_interp.organisms.pairs",  # so that li.scenes.pairs(...) makes pairs of scenes
