@@ -200,14 +200,14 @@ This file is written by `lvlm_interp.organisms.card.write_model_card` (`lvlm-int
 evaluate`); the weights by `lvlm_interp.organisms.train.train` (`lvlm-interp organisms train`).
 """
 
-_DATA = """The stages are data in `recipe.py`. `text`: questions, answers and captions without
-images, next token. `contrast`: each cell of the layer that LLaVA reads against region captions
-("red circle", "nothing"), and the CLS token against captions (InfoNCE); the text side is the
-frozen language model of the stage before. `chat`: nine questions about an image in one sequence,
-loss on the answers; in a part of the steps as turns of one chat, else each question sees the
-image and itself alone. The curriculum goes from grounding to colour and shape, existence,
-attributes and captions, open relations, and yes/no relations. The instruction stage is run twice
-from the same end-to-end checkpoint, on planted and on balanced data.
+_DATA = """The stages are data in `recipe.py`. `text`: questions about a scene that is described in
+words, or now and then not at all, so that only the prior answers. `contrast`: every patch, at the
+layer that LLaVA reads, against the captions of regions ("red circle", "nothing"), and the CLS
+token against captions (InfoNCE). `chat`: nine questions about an image in one sequence, loss on
+the answers; in a part of the steps as turns of one chat, else each question sees the image and
+itself alone. The curriculum goes from grounding, colour, shape, existence, attributes and captions
+to relations. The instruction stage is run twice from the same end-to-end checkpoint, on planted
+and on balanced data.
 
 ## Data
 
