@@ -6,7 +6,7 @@ ARGS ?=
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE = disabled
 
-.PHONY: .venv diagnose test test-slow lint bench figures docs clean help
+.PHONY: .venv diagnose test test-slow lint bench figures notebooks docs clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ bench: .venv/.installed  ## every benchmark against its baseline, measured in th
 
 figures: .venv/.installed  ## every figure from its table
 	@set -e; for file in figures/fig_*.py; do test -e "$$file" || continue; .venv/bin/python "$$file"; done
+
+notebooks: .venv/.installed  ## run every notebook and store it with its outputs
+	.venv/bin/python notebooks/execute.py
 
 docs: .venv/.installed  ## the HTML documentation
 	$(PIP) install --quiet --progress-bar off -e '.[dev,docs]'

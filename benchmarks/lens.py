@@ -1,6 +1,6 @@
 """The logit lens at the shape of LLaVA-1.5-7B: 576 image tokens, 32,064 words, width 4,096.
 
-The cost of a lens is the same for every layer, so two layers stand for thirty-two. The baseline is
+The cost of a lens is the same for every layer, so one layer stands for thirty-two. The baseline is
 the unembedding that the lens needs, of the same states in the same chunks, and nothing else.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness import Row, interleaved, row, run
 
-N_LAYERS, WIDTH, VOCABULARY, SIDE = 2, 4096, 32064, 336
+N_LAYERS, WIDTH, VOCABULARY, SIDE = 1, 4096, 32064, 336
 TOP_K = 20
 
 
