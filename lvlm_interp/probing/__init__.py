@@ -1,5 +1,6 @@
 """Linear probes on activations: what is there, where it is lost, and whether the model uses it."""
 
+from lvlm_interp.activations.ray_engine import ray_engine
 from lvlm_interp.probing.baselines import pixels, untrained, untrained_model
 from lvlm_interp.probing.directions import CausalEffect, Direction, causal_effect
 from lvlm_interp.probing.estimators import (
@@ -10,6 +11,7 @@ from lvlm_interp.probing.estimators import (
 )
 from lvlm_interp.probing.knowledge import KnownNotSaid, known_but_not_said
 from lvlm_interp.probing.leace import LeaceEraser
+from lvlm_interp.probing.study import Study, load_study, run_study
 from lvlm_interp.probing.sweep import ProbeSweep, sweep
 from lvlm_interp.probing.transfer import CrossTest, Place, cross_test
 
@@ -25,10 +27,14 @@ __all__ = [
     "Place",
     "ProbeSweep",
     "RidgeProbe",
+    "Study",
     "causal_effect",
     "cross_test",
     "known_but_not_said",
+    "load_study",
     "pixels",
+    "ray_engine",
+    "run_study",
     "sweep",
     "untrained",
     "untrained_model",

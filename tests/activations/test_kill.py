@@ -27,9 +27,9 @@ from lvlm_interp.activations.extract import extract
 from lvlm_interp.data.sources import load_examples
 from lvlm_interp.models.loading import load_model
 
-manifest.UNIT = 32  # more units, so that a kill falls between and inside many of them
+manifest.UNIT = 16  # more units, so that a kill falls between and inside many of them
 model = load_model(sys.argv[1], selfcheck=False)
-data = load_examples("scenes:object:120:3")
+data = load_examples("scenes:object:60:3")
 for line in sys.stdin:
     child = os.fork()  # a fresh process for each run, without the cost of importing torch
     if child == 0:

@@ -1,0 +1,105 @@
+"""Cost of a probe sweep beside the bare scikit-learn fits of the same problems, and over cores.
+
+The baseline fits the same standardised rows with the same settings: 5 folds, 3 settings on the
+inner split, one refit, and one fit per label control. The sweep adds folds, validation, predictions,
+intervals and tables to it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from harness import Row, interleaved, row, run
+
+N_GROUPS, WIDTH, SITES = 300, 128, 4
+
+
+def rows() -> list[Row]:
+    """Seconds of a sweep against bare fits, and against itself on more cores."""
+    from lvlm_interp.probing import sweep
+
+    data = activations()
+    design: Any = sweep(data, label="present", progress=False).design
+    functions = {
+        "bare": lambda: bare(data, design),
+        "sweep": lambda: sweep(data, label="present", progress=False),
+    }
+    seconds = interleaved(functions, repeats=3)
+    size = f"{SITES} sites, {2 * N_GROUPS} rows x {WIDTH}"
+    found = [
+        row(
+            f"sweep, {size}",
+            "seconds",
+            seconds["sweep"],
+            baseline=seconds["bare"],
+            baseline_name="bare scikit-learn fits",
+            bound=1.2,
+        )
+    ]
+    cores = os.cpu_count() or 1
+    if cores > 1:
+        spread = interleaved(
+            {
+                "one": functions["sweep"],
+                "all": lambda: sweep(data, label="present", n_jobs=cores, progress=False),
+            },
+            repeats=3,
+        )
+        found.append(
+            row(
+                f"sweep on {cores} cores, {size}",
+                "seconds",
+                spread["all"],
+                baseline=spread["one"],
+                baseline_name="the same on one core",
+            )
+        )
+    return found
+
+
+def activations() -> Any:
+    """Two rows per group, one of each label; a weak signal at every site."""
+    from lvlm_interp.activations.forward import Chunk
+    from lvlm_interp.activations.memory import Collected
+    from lvlm_interp.activations.roles import parse_roles
+    from lvlm_interp.sites import Site
+
+    rng = np.random.default_rng(0)
+    present = np.tile([True, False], N_GROUPS)
+    pooled = {}
+    for layer in range(SITES):
+        X = rng.standard_normal((2 * N_GROUPS, 1, WIDTH)).astype(np.float32)
+        X[:, 0, :4] += present[:, None] * 0.5
+        pooled[Site("text", layer, "resid_post")] = X
+    rows_ = [
+        {"example": str(i), "group": f"s{i // 2}", "present": bool(p), "type": f"t{i % 97}"}
+        for i, p in enumerate(present)
+    ]
+    chunk = Chunk(pooled, {}, {}, rows_, [])
+    return Collected(list(pooled), parse_roles("last"), {}, [chunk])
+
+
+def bare(data: Any, design: Any) -> None:
+    """The fits alone, as one would write them with scikit-learn."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    def fit(X: np.ndarray, y: np.ndarray, C: float) -> None:
+        model = LogisticRegression(C=C, class_weight="balanced", max_iter=1000, tol=1e-3)
+        model.fit(StandardScaler().fit_transform(X), y)
+
+    codes = design.codes
+    for site in data.sites:
+        X = data[site][:, "last"]
+        for fold in range(design.n_folds):
+            fitting, _, held = design.training(fold, design.fold)
+            for C in (0.001, 0.01, 0.1):
+                fit(X[fitting], codes["none"][fitting], C)
+            for name in codes:
+                fit(X[~held], codes[name][~held], 0.01)
+
+
+if __name__ == "__main__":
+    run(rows)

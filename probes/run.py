@@ -1,0 +1,148 @@
+"""Run a study: one YAML file into a table, a figure and a sentence with an interval per model.
+
+    python probes/run.py probes/configs/object_presence.yaml [--set key=value ...] [--engine ray]
+
+Only what is missing is computed. Results go to `probes/results/STUDY/MODEL/`, activations to
+`runs/probes/`, and the index in `probes/README.md` is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+import lvlm_interp as li
+from lvlm_interp.errors import LvlmInterpError, UsageError
+
+HERE = Path(__file__).resolve().parent
+MARK = "<!-- results: written by run.py, do not edit below -->"
+
+
+def main() -> int:
+    """Run the study that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes")
+    parser.add_argument("--engine", choices=["here", "ray"], default="here")
+    parser.add_argument("--address", help="of a Ray cluster")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--stores", type=Path, default=HERE.parent / "runs" / "probes")
+    options = parser.parse_args()
+    try:
+        study = li.probing.load_study(options.config, changes(options.changes))
+        study.check(li.load_examples(study.data))
+        engine = li.probing.ray_engine(options.address) if options.engine == "ray" else None
+        print(f"{study.name}: {study.question}\ncontrol: {study.control}\nanswer: {study.answer}")
+        for model in study.models:
+            folder = options.results / study.name / Path(model).name
+            result = li.probing.run_study(study, model, folder, options.stores, engine=engine)
+            draw(folder)
+            print(f"\n{result['sentence']}\n{result.get('known', '')}".rstrip())
+        if options.results == HERE / "results":
+            index(options.results)
+    except LvlmInterpError as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def changes(words: list[str]) -> dict[str, Any]:
+    """`key=value` with the value read as YAML."""
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"--set needs KEY=VALUE, got {word!r}.")
+        found[key] = yaml.safe_load(value)
+    return found
+
+
+def draw(folder: Path) -> None:
+    """Figures from the tables, where they are older than these."""
+    summary, known = folder / "summary.csv", folder / "known.csv"
+    if fresh(summary, folder / "sweep.png"):
+        save(li.plotting.probe_flow(sweep_lines(pd.read_csv(summary))), folder / "sweep")
+    if fresh(known, folder / "known.png"):
+        save(li.plotting.probe_flow(known_lines(pd.read_csv(known)), chance=None), folder / "known")
+
+
+def fresh(table: Path, figure: Path) -> bool:
+    """Whether a table has no figure yet that is younger than it."""
+    if not table.is_file():
+        return False
+    return not figure.is_file() or figure.stat().st_mtime < table.stat().st_mtime
+
+
+def save(figure: Any, stem: Path) -> None:
+    """A figure as PNG and PDF."""
+    figure.savefig(stem.with_suffix(".png"), dpi=200)
+    figure.savefig(stem.with_suffix(".pdf"))
+
+
+def sweep_lines(summary: pd.DataFrame) -> pd.DataFrame:
+    """A line per position, and in grey its controls."""
+    lines = []
+    for name, control, column in (
+        ("", "none", "balanced_accuracy"),
+        ("shuffled labels, ", "none", "shuffled"),
+        ("control: untrained, ", "untrained", "balanced_accuracy"),
+    ):
+        part = summary[summary["control"] == control]
+        if len(part) and column in part:
+            lines.append(
+                pd.DataFrame(
+                    {
+                        "site": part["site"],
+                        "series": name + part["position"],
+                        "estimate": part[column],
+                        "low": part[f"{column}_low"],
+                        "high": part[f"{column}_high"],
+                        "n": part["n"],
+                    }
+                )
+            )
+    return pd.concat(lines, ignore_index=True).dropna(subset=["estimate"])
+
+
+def known_lines(known: pd.DataFrame) -> pd.DataFrame:
+    """On all examples and among the model's errors, along the model to its answer."""
+    known = known[known["site"] != "best"]
+    lines = [
+        pd.DataFrame(
+            {
+                "site": known["site"],
+                "series": name,
+                "estimate": known[column],
+                "low": known[f"{column}_low"],
+                "high": known[f"{column}_high"],
+                "n": known[count],
+            }
+        )
+        for name, column, count in (
+            ("all examples (balanced)", "overall", "n"),
+            ("where the model errs (share right)", "among_wrong", "n_wrong"),
+        )
+    ]
+    return pd.concat(lines, ignore_index=True).dropna(subset=["estimate"])
+
+
+def index(results: Path) -> None:
+    """Write the last results into the README."""
+    readme = HERE / "README.md"
+    lines = [readme.read_text().split(MARK)[0].rstrip(), "", MARK, ""]
+    for path in sorted(results.glob("*/*/result.json")):
+        result = json.loads(path.read_text())
+        lines += [f"- **{result['study']}**, {result['sentence']}"]
+        if result.get("known"):
+            lines += [f"  {result['known']}"]
+    readme.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
