@@ -9,6 +9,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import latex2mathml.converter  # noqa: E402
+from docutils import nodes  # noqa: E402
+
 import lvlm_interp  # noqa: E402
 
 project = "lvlm-interp"
@@ -20,10 +23,10 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
 ]
 html_theme = "furo"
+html_math_renderer = "mathml"  # browsers draw it themselves: the site needs no network
 html_title = f"lvlm-interp {release}"
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -65,7 +68,20 @@ def escape_bars(_app, _what, _name, _object, _options, lines: list[str]) -> None
         lines[index] = "`".join(parts)
 
 
+def inline_math(writer, node) -> None:
+    """LaTeX in a line, as MathML."""
+    writer.body.append(latex2mathml.converter.convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def block_math(writer, node) -> None:
+    """LaTeX of its own, as MathML."""
+    writer.body.append(latex2mathml.converter.convert(node.astext(), display="block"))
+    raise nodes.SkipNode
+
+
 def setup(app) -> None:
     """Called by Sphinx."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("autodoc-process-docstring", mend_lists)
     app.connect("autodoc-process-docstring", escape_bars)

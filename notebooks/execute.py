@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -34,9 +35,13 @@ def execute(path: Path, timeout: int = 300) -> nbformat.NotebookNode:
         "language": "python",
         "name": "python3",
     }
+    os.environ["TQDM_DISABLE"] = "1"  # else bars come as widgets, which need a live kernel
     NotebookClient(notebook, timeout=timeout, kernel_name="python3").execute(cwd=str(FOLDER))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            # Progress bars and warnings of the machine it ran on are nothing to a reader.
+            cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
     notebook.metadata.get("language_info", {}).pop("version", None)
     return notebook
 
