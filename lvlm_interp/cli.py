@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fit probes over a store, with controls and intervals",
         "lvlm_interp.probing.command:main",
     ),
+    "patch": (
+        "exchange components between two runs and measure what restores the answer",
+        "lvlm_interp.patching.command:main",
+    ),
     "diagnose": (
         "which flaw a model has, where inside, and what acting there does",
         "lvlm_interp.diagnose.command:main",

@@ -1,0 +1,263 @@
+"""Pairs from users' rows: images, questions and boxes in, minimal pairs out.
+
+Users have an image, a question, an answer and perhaps a box, not a second image that differs in one
+place. Each way of corrupting a row is named, and each pair says in its labels how it was made
+(`made`, `corruption`, `control`). Whether an edit did anything is a question for the model:
+`answers_changed` counts it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFilter
+
+from lvlm_interp.data.examples import Box, ContrastPair, Example
+from lvlm_interp.errors import DataError
+from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.results import ResultTable, provenance
+
+Corruption = Literal["mask", "blur", "mean", "exchange", "noise", "image", "prompt"]
+_BOXED = ("mask", "blur", "mean", "exchange")
+_NEGATION = {"yes": "no", "no": "yes"}
+_DRAWS = 200
+
+
+def build_pairs(
+    rows: Sequence[Example | Mapping[str, Any]],
+    corrupt: Corruption = "mask",
+    *,
+    control: bool = False,
+    words: Mapping[str, str] | None = None,
+    noise: float = 0.5,
+    box: str = "object",
+    seed: int = 0,
+) -> list[ContrastPair]:
+    """Make one pair of each row.
+
+    Args:
+        rows: Examples with `answer` (and `foil`, which yes/no answers do not need), or mappings in
+            the manner of POPE: `image`, `text` or `question`, `label` or `answer`, and `box` as
+            left, top, right, bottom in pixels; `question_id` or `id`, `level` and `foil` if known.
+        corrupt: `mask` (black), `blur`, `mean` (the image's mean colour) or `exchange` (what stands
+            there in the next row's image) inside the box; `noise` on the whole image; `image`, the
+            next row's image of the same size; `prompt`, words exchanged for each other.
+        control: Edit a random box of the same size that does not meet the named one instead.
+        words: For `prompt`: each word and what it is exchanged with, both ways.
+        noise: Standard deviation of the noise, in units of the full range of a pixel.
+        box: Name of the box in `Example.boxes`.
+        seed: Of noise and of random boxes.
+
+    Returns:
+        Pairs of kind `evidence`: the corrupt side lacks what the answer is about.
+
+    Raises:
+        DataError: An unknown way, or a row that lacks what it needs; the row is named.
+    """
+    if corrupt not in get_args(Corruption):
+        raise DataError(f"corrupt={corrupt!r}: expected one of {', '.join(get_args(Corruption))}.")
+    if corrupt == "prompt" and not words:
+        raise DataError("corrupt='prompt' needs words={'left': 'right'}: which words to exchange.")
+    if control and corrupt not in _BOXED:
+        raise DataError(f"control=True is for the edits of a box, not for {corrupt!r}.")
+    examples = [_example(row, i, box) for i, row in enumerate(rows)]
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for index, example in enumerate(examples):
+        where = _box(example, box, control, rng) if corrupt in _BOXED else None
+        edited = _corrupt(examples, index, corrupt, where, words or {}, noise, rng)
+        pairs.append(_pair(example, edited, corrupt, where, control))
+    return pairs
+
+
+def answers_changed(
+    model: LVLM, pairs: Sequence[ContrastPair], *, batch_size: int = 32
+) -> ResultTable:
+    """Whether each edit changed the answer, and whether the clean one was right.
+
+    Returns:
+        Two rows per pair: `answer changed` and `clean answer right`, both 0 or 1; `made` and
+        `control` say how the pair was made, so that edits and their controls can be compared by
+        `table.mean(by=["metric", "made", "control"], cluster="group")`.
+    """
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(pairs), batch_size):
+        chunk = pairs[start : start + batch_size]
+        first, second = (
+            model.last_logits(model.prepare([getattr(pair, side) for pair in chunk])).argmax(-1)
+            for side in ("clean", "corrupt")
+        )
+        for pair, clean, corrupt in zip(chunk, first.tolist(), second.tolist(), strict=True):
+            fixed = {
+                "example": pair.clean.id,
+                "pair": pair.id,
+                "unit": "share",
+                "made": pair.labels.get("made"),
+                "control": bool(pair.labels.get("control", False)),
+                "group": pair.group if pair.group is not None else pair.id,
+            }
+            right = clean == model.answer_id(pair.answer)
+            rows.append({**fixed, "metric": "answer changed", "value": float(clean != corrupt)})
+            rows.append({**fixed, "metric": "clean answer right", "value": float(right)})
+    return ResultTable(pd.DataFrame(rows), provenance(model=model.name, method="build_pairs"))
+
+
+def _example(row: Example | Mapping[str, Any], index: int, box: str) -> Example:
+    if isinstance(row, Example):
+        name, example = row.id, row
+    else:
+        name = str(row.get("id", row.get("question_id", index)))
+        example = _from_mapping(row, name, box)
+    if example.answer is None:
+        raise DataError(f"Row {name!r}: expected an answer ('answer' or 'label'), found none.")
+    foil = example.foil or _NEGATION.get(example.answer.lower())
+    if foil is None or example.image is None:
+        what = "a foil (only yes and no have one of their own)" if foil is None else "an image"
+        raise DataError(f"Row {name!r}: expected {what}, found none.")
+    fields = {**vars(example), "foil": foil}
+    return Example(**fields)
+
+
+def _from_mapping(row: Mapping[str, Any], name: str, box: str) -> Example:
+    prompt = row.get("text", row.get("question"))
+    if "image" not in row or prompt is None:
+        raise DataError(f"Row {name!r}: expected 'image' and 'text' (or 'question').")
+    boxes = dict(row.get("boxes") or {})
+    if row.get("box") is not None:
+        boxes[box] = tuple(row["box"])
+    try:
+        return Example(
+            id=name,
+            image=Path(image) if isinstance(image := row["image"], str) else image,
+            prompt=prompt,
+            answer=row.get("answer", row.get("label")),
+            foil=row.get("foil"),
+            level=row.get("level", "object"),
+            group=str(row["image"]) if isinstance(row["image"], str) else row.get("group"),
+            boxes=boxes,
+        )
+    except ValueError as error:
+        raise DataError(f"Row {name!r}: {error}") from error
+
+
+def _box(example: Example, name: str, control: bool, rng: np.random.Generator) -> Box:
+    if name not in example.boxes:
+        raise DataError(
+            f"Row {example.id!r}: expected a box named {name!r}, it has "
+            f"{', '.join(example.boxes) or 'none'}."
+        )
+    left, top, right, bottom = example.boxes[name]
+    if not control:
+        return left, top, right, bottom
+    width, height = _open(example).size
+    for _ in range(_DRAWS):
+        x = int(rng.integers(0, max(1, width - (right - left) + 1)))
+        y = int(rng.integers(0, max(1, height - (bottom - top) + 1)))
+        other = (x, y, x + right - left, y + bottom - top)
+        if other[0] >= right or other[2] <= left or other[1] >= bottom or other[3] <= top:
+            return other
+    raise DataError(
+        f"Row {example.id!r}: no box of that size fits beside {name!r}: it is too large."
+    )
+
+
+def _corrupt(
+    examples: Sequence[Example],
+    index: int,
+    corrupt: str,
+    where: Box | None,
+    words: Mapping[str, str],
+    noise: float,
+    rng: np.random.Generator,
+) -> tuple[Image.Image, str]:
+    """The corrupt side's image and prompt."""
+    example = examples[index]
+    image = _open(example)
+    if corrupt == "prompt":
+        return image, _exchange_words(example, words)
+    if corrupt == "noise":
+        pixels = np.asarray(image, float) + rng.normal(0, 255 * noise, (*image.size[::-1], 3))
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), example.prompt
+    if corrupt == "image":
+        return _another(examples, index, image.size), example.prompt
+    assert where is not None
+    edited = image.copy()
+    if corrupt == "exchange":
+        other = _another(examples, index, image.size).crop(where)
+        edited.paste(other, where[:2])
+    elif corrupt == "blur":
+        radius = max(where[2] - where[0], where[3] - where[1]) / 4
+        edited.paste(image.filter(ImageFilter.GaussianBlur(radius)).crop(where), where[:2])
+    else:
+        mean = np.asarray(image, float).reshape(-1, 3).mean(0)
+        color = (0, 0, 0) if corrupt == "mask" else tuple(int(c) for c in mean)
+        edited.paste(color, where)
+    return edited, example.prompt
+
+
+def _another(examples: Sequence[Example], index: int, size: tuple[int, int]) -> Image.Image:
+    """The next other image of the same size."""
+    own = examples[index]
+    for step in range(1, len(examples)):
+        other = examples[(index + step) % len(examples)]
+        if other.group is not None and other.group == own.group:
+            continue
+        image = _open(other)
+        if image.size == size:
+            return image
+    raise DataError(
+        f"Row {own.id!r}: no other row has an image of its size, {size[0]} x {size[1]}."
+    )
+
+
+def _exchange_words(example: Example, words: Mapping[str, str]) -> str:
+    both = {**{b: a for a, b in words.items()}, **words}
+    pattern = "|".join(sorted(map(re.escape, both), key=len, reverse=True))
+    new = re.sub(rf"(?<!\w)({pattern})(?!\w)", lambda found: both[found.group(1)], example.prompt)
+    if new == example.prompt:
+        raise DataError(
+            f"Row {example.id!r}: its prompt holds none of the words {', '.join(both)}."
+        )
+    return new
+
+
+def _open(example: Example) -> Image.Image:
+    image = (
+        example.open_image() if not isinstance(example.image, str) else Image.open(example.image)
+    )
+    assert image is not None
+    return image.convert("RGB")
+
+
+def _pair(
+    example: Example,
+    edited: tuple[Image.Image, str],
+    corrupt: str,
+    where: Box | None,
+    control: bool,
+) -> ContrastPair:
+    image, prompt = edited
+    made = f"{corrupt} of a random box" if control else corrupt
+    kind = {"prompt": "prompt", "noise": "noise"}.get(corrupt, "image")
+    fields = {**vars(example), "id": f"{example.id}/{made}", "image": image, "prompt": prompt}
+    fields |= {"answer": None, "labels": {**example.labels, "made": made}}
+    answer, foil = example.answer, example.foil
+    assert answer is not None and foil is not None
+    return ContrastPair(
+        id=f"{example.id}/{made}",
+        clean=example,
+        corrupt=Example(**fields),
+        answer=answer,
+        foil=foil,
+        level=example.level or "object",
+        kind="evidence",
+        edit=made,
+        box=where,
+        group=example.group or example.id,
+        labels={"made": made, "corruption": kind, "control": control},
+    )

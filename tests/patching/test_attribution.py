@@ -1,0 +1,111 @@
+"""Attribution patching: exact where the path is linear, corrected where it is not."""
+
+import numpy as np
+import pytest
+
+from lvlm_interp.errors import UsageError
+from lvlm_interp.patching import Integration, activation_patch, attribution_patch
+
+QUIET = {"progress": False}
+KEY = ["pair", "layer", "head", "position"]
+
+
+def merged(first, second):
+    frames = [result.table.frame.astype({name: str for name in KEY}) for result in (first, second)]
+    out = frames[0].merge(frames[1], on=KEY, suffixes=("", "_est"))
+    assert len(out) == len(frames[0]) == len(frames[1])
+    return out
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_atp_is_exact_on_the_closed_form(unlike, direction):
+    model, pairs = unlike
+    options = {"direction": direction, **QUIET}
+    both = merged(
+        activation_patch(model, pairs, positions="all", **options),
+        attribution_patch(model, pairs, positions="all", **options),
+    )
+    np.testing.assert_allclose(both.m_patched_est, both.m_patched, atol=1e-4)
+    expected = {(0, 0): 14, (0, 1): 30, (1, 0): 10, (1, 1): 30}
+    sign = 1 if direction == "denoise" else -1
+    for (layer, head), change in expected.items():
+        row = both[(both.layer == str(layer)) & (both["head"] == str(head))]
+        assert row.value_est.item() == pytest.approx(sign * change, abs=1e-4)
+
+
+def test_each_position_sums_to_all_of_them(model, pairs):
+    single = attribution_patch(model, pairs, positions="each", **QUIET).table.frame
+    whole = attribution_patch(model, pairs, positions="all", **QUIET).table.frame
+    summed = single.groupby(["pair", "layer", "head"]).value.sum()
+    expected = whole.set_index(["pair", "layer", "head"]).value
+    np.testing.assert_allclose(summed.loc[expected.index], expected, atol=1e-5)
+
+
+def test_all_heads_and_positions_take_at_most_four_forwards(model, pairs):
+    result = attribution_patch(model, pairs, positions="each", **QUIET)
+    assert result.n_forwards <= 4 * len(pairs)
+    assert result.table.frame.position.nunique() > 20
+
+
+@pytest.mark.parametrize("site", ["text.1.q", "text.1.k"])
+def test_the_qk_fix_is_exact_where_only_the_pattern_is_curved(model, pairs, site):
+    """In the last layer a value that reaches the logits in a straight line leaves the softmax alone."""
+    exact = activation_patch(model, pairs, site, "all", **QUIET)
+    plain = merged(exact, attribution_patch(model, pairs, site, "all", **QUIET))
+    fixed = merged(exact, attribution_patch(model, pairs, site, "all", qk_fix=True, **QUIET))
+    errors = [(each.m_patched_est - each.m_patched).abs().mean() for each in (plain, fixed)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_graddrop_equals_its_definition_on_the_closed_form(unlike):
+    """Two layers: layer 0 nodes keep one term each; by hand from the diagonals."""
+    model, pairs = unlike
+    result = attribution_patch(
+        model, pairs, positions="all", direction="noise", graddrop=True, **QUIET
+    )
+    frame = result.table.frame.set_index(["layer", "head"]).value
+    # Dropping layer 1's branches leaves dm/dz through the skip alone: |(-1) - 2| and |(-3) - 4|.
+    # Dropping a node's own layer leaves nothing, and L - 1 = 1.
+    assert frame[(0, 0)] == pytest.approx(3, abs=1e-4)
+    assert frame[(0, 1)] == pytest.approx(7, abs=1e-4)
+    # Layer 1's nodes do not depend on layer 0's gradient, so dropping it leaves the full estimate.
+    assert frame[(1, 0)] == pytest.approx(10, abs=1e-4)
+    assert frame[(1, 1)] == pytest.approx(30, abs=1e-4)
+    with pytest.raises(UsageError, match="no sign"):
+        result.recovery()
+
+
+def test_integrated_gradients_come_closer(model, pairs):
+    """Completeness: at the embedding, IG sums to the whole difference; the plain gradient need not."""
+    steps = attribution_patch(
+        model, pairs, "text.embed", "all", integration=Integration(64), **QUIET
+    ).table.frame
+    np.testing.assert_allclose(steps.value, steps.m_clean - steps.m_corrupt, rtol=0.02, atol=2e-3)
+    pixels = attribution_patch(
+        model,
+        pairs,
+        "vision.0.resid_pre",
+        "all",
+        integration=Integration(64, path="pixels"),
+        **QUIET,
+    ).table.frame
+    np.testing.assert_allclose(
+        pixels.value, pixels.m_clean - pixels.m_corrupt, rtol=0.02, atol=2e-3
+    )
+
+
+def test_quadratures_by_name():
+    assert Integration(2, "right").points == [0.5, 1.0]
+    assert Integration(2, "left").points == [0.0, 0.5]
+    assert Integration(2, "midpoint").points == [0.25, 0.75]
+    with pytest.raises(UsageError, match="simpson"):
+        Integration(2, "simpson")
+
+
+def test_options_that_exclude_each_other(model, pairs):
+    with pytest.raises(UsageError, match="none is among the sites"):
+        attribution_patch(model, pairs, qk_fix=True, **QUIET)
+    with pytest.raises(UsageError, match="cannot be combined"):
+        attribution_patch(model, pairs, graddrop=True, integration=Integration(), **QUIET)
+    with pytest.raises(UsageError, match="gets no gradient"):
+        attribution_patch(model, pairs, "vision.0.z", integration=Integration(), **QUIET)
