@@ -1,8 +1,8 @@
 """Cost of a probe sweep beside the bare scikit-learn fits of the same problems, and over cores.
 
 The baseline fits the same standardised rows with the same settings: 5 folds, 3 settings on the
-inner split, one refit, and one fit per label control. The sweep adds folds, validation, predictions,
-intervals and tables to it.
+inner split, one refit, and one fit per label control. The sweep adds folds, validation,
+predictions, intervals and tables to it.
 """
 
 from __future__ import annotations

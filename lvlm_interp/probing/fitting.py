@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn import base
+from sklearn import base, config_context
 from sklearn.model_selection import ParameterGrid
 
 from lvlm_interp.errors import UsageError
@@ -105,6 +105,14 @@ def fit_problem(
 
     The probes of the label controls take the regularisation that the task chose.
     """
+    # Rows are finite and settings were checked: scikit-learn need not look again at every fit.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        return _fit_problem(problem, design, estimator, settings)
+
+
+def _fit_problem(
+    problem: Problem, design: Design, estimator: Any, settings: Sequence[Mapping[str, Any]]
+) -> Outcome:
     taking = (design.fold[problem.rows] >= 0) & np.isfinite(problem.X).all(axis=1)
     X, rows = problem.X[taking], problem.rows[taking]
     folds = design.fold[rows]

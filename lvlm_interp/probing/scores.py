@@ -87,7 +87,9 @@ def auroc(
     n_groups = int(index.max()) + 1
     gaps = np.sign(scores[positive][:, None] - scores[negative][None, :])
     wins = np.zeros((n_groups, n_groups))
-    np.add.at(wins, (index[positive][:, None], index[negative][None, :]), (gaps + 1) / 2)
+    rows, by_row = _summed((gaps + 1) / 2, index[positive])
+    columns, by_both = _summed(by_row.T, index[negative])
+    wins[np.ix_(rows, columns)] = by_both.T
     counts = np.stack(
         [np.bincount(index[each], minlength=n_groups) for each in (positive, negative)]
     )
@@ -107,6 +109,13 @@ def pvalue_above(estimate: Estimate, chance: float) -> float:
     if not np.isfinite(half) or half <= 0:
         return float("nan")
     return float(scipy_stats.norm.sf((estimate.estimate - chance) / (half / 1.96)))
+
+
+def _summed(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows summed by group: the groups that occur, in order, and one row of sums for each."""
+    order = np.argsort(index, kind="stable")
+    groups, starts = np.unique(index[order], return_index=True)
+    return groups, np.add.reduceat(values[order], starts, axis=0)
 
 
 def _totals(truth: np.ndarray, correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
