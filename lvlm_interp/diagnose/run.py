@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvlm_interp.data.checks import check_pairs
 from lvlm_interp.data.examples import LEVELS, ContrastPair
 from lvlm_interp.data.sources import data_hash, load_pairs
 from lvlm_interp.diagnose.behaviour import batches_of, behaviour
@@ -82,9 +81,9 @@ def diagnose(
         LvlmInterpError: Whatever a user can mend: no model, a wrong line, an occupied folder.
     """
     spec = data or default_data(model, n, seed)
-    pairs = load_pairs(spec)
+    load_pairs(spec)  # a wrong line is told before a large model is loaded
     lvlm = load_model(model)
-    check_pairs(lvlm, pairs)
+    pairs = load_pairs(spec, model=lvlm)
     origin = provenance(
         model=model,
         seed=seed,
