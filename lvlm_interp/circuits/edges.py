@@ -30,8 +30,8 @@ from lvlm_interp.sites import Site
 
 _ATTENTION_NORMS = ("input_layernorm", "layer_norm1", "norm1", "layernorm_before")
 
-Contributions = dict[str, Float[Tensor, "sender pair pos d_model"]]
-"""What every sender of a tower writes, by tower."""
+Contributions = dict[str, Tensor]
+"""What every sender of a tower writes, by tower; each `sender pair pos d_model`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,8 +269,8 @@ def receiver_gradients(
     inputs: Inputs,
     score: Scorer,
     edits: Mapping[str | Site, Edit] | None = None,
-) -> tuple[dict[str, Float[Tensor, "receiver pair pos d_model"]], Tensor]:
-    """dm/d(input of each receiver) by tower, in the order of the receivers, and the metric.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """dm/d(input of each receiver) by tower (`receiver pair pos d_model`), and the metric.
 
     What reaches q, k or v of a head goes back through its projection and the norm in front of it:
     one vector-Jacobian product per layer.

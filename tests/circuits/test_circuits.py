@@ -1,5 +1,6 @@
 """Edges against interventions made by hand, and what circuits are measured by."""
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_full_and_empty_circuits_are_the_two_runs(model, pairs):
     inside, full, empty = circuit_metric(model, [whole, nothing], pairs)
     np.testing.assert_allclose(inside[0], full, atol=1e-5)
     np.testing.assert_allclose(inside[1], empty, atol=1e-5)
-    assert faithfulness(model, whole, pairs).estimate == pytest.approx(1)
+    assert faithfulness(model, whole, pairs).estimate == pytest.approx(1, abs=1e-4)
     assert faithfulness(model, nothing, pairs).estimate == pytest.approx(0, abs=1e-4)
 
 
@@ -190,9 +191,8 @@ def test_selection_by_number_threshold_and_growth(model, pairs):
     grown = select_circuit(scores, "greedy", n=30)
     assert grown.n_edges == 30
     graph = grown.to_networkx().reverse()
-    import networkx as nx
-
-    assert set(nx.descendants(graph, "logits")) | {"logits"} == set(graph.nodes)
+    # A key-value head is drawn to every query head that reads it, so only writers must connect.
+    assert set(grown.nodes) <= set(nx.descendants(graph, "logits"))
     with pytest.raises(UsageError, match="n=None"):
         select_circuit(scores, "greedy")
 
@@ -202,14 +202,14 @@ def test_curves_leave_out_fractions_that_keep_nothing(model, pairs):
     scores = score_edges(model, pairs, graph, **QUIET)
     curve = faithfulness_curve(model, graph, scores.importance(), pairs)
     assert curve.left_out == tuple(f for f in (0.001, 0.002) if round(f * graph.n_edges) == 0)
-    assert curve.faithfulness[-1].estimate == pytest.approx(1)
+    assert curve.faithfulness[-1].estimate == pytest.approx(1, abs=1e-4)
     f = [each.estimate for each in curve.faithfulness]
     assert curve.cpr.estimate == pytest.approx(np.trapezoid(f, curve.fractions))
     assert curve.cmd.estimate == pytest.approx(
         np.trapezoid(np.abs(1 - np.array(f)), curve.fractions)
     )
     nodes = faithfulness_curve(model, graph, scores.importance().sum((1, 2)), pairs, of="nodes")
-    assert nodes.of == "nodes" and nodes.faithfulness[-1].estimate == pytest.approx(1)
+    assert nodes.of == "nodes" and nodes.faithfulness[-1].estimate == pytest.approx(1, abs=1e-4)
 
 
 def test_random_circuits_completeness_and_minimality(model, pairs):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tests.models import processors, zoo
 
 from lvlm_interp.data.build_pairs import answers_changed, build_pairs
 from lvlm_interp.errors import DataError
 from lvlm_interp.models.loading import wrap
+from tests.models import processors, zoo
 
 BOX = (4, 6, 14, 18)
 
@@ -72,7 +72,7 @@ def test_images_are_swapped_and_noise_is_seeded(rows):
 
 def test_the_table_says_how_often_the_answer_changed(rows):
     model = wrap(zoo.build("llava"), processors.build("llava"))
-    pairs = [*build_pairs(rows, "image"), *build_pairs(rows, "prompt", words={"dog": "dog"})[:0]]
+    pairs = build_pairs(rows, "image")
     table = answers_changed(model, pairs)
     for pair in pairs:
         sides = (pair.clean, pair.corrupt)
@@ -88,7 +88,6 @@ def test_the_table_says_how_often_the_answer_changed(rows):
         ({"label": None}, {}, "Row '0': expected an answer"),
         ({"label": "red"}, {}, "Row '0': expected a foil"),
         ({"box": [9, 9, 3, 3]}, {}, "Row '0'.*left < right"),
-        ({}, {"corrupt": "erase"}, "corrupt='erase'"),
         ({}, {"corrupt": "prompt"}, "which words"),
         ({}, {"corrupt": "prompt", "words": {"ring": "star"}}, "none of the words"),
         ({}, {"corrupt": "noise", "control": True}, "for the edits of a box"),

@@ -1,4 +1,4 @@
-"""Activation patching against hand-made hooks and closed forms, and its fast engine against full runs."""
+"""Activation patching against hand-made hooks and closed forms and full runs."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,14 @@ from tests.models import processors, zoo
 from tests.patching.conftest import make_pairs
 
 QUIET = {"progress": False}
+
+
+def told_apart(model, pairs):
+    """The pairs, for a model in which answer and foil have tokens of their own."""
+    if model.answer_id("yes") == model.answer_id("no"):
+        # The tiny tokenizer begins every answer with one blank token; any two ids will do here.
+        model.answer_id = {"yes": 300, "no": 301}.__getitem__
+    return pairs
 
 
 def by_head(result, column="m_patched"):
@@ -78,10 +86,12 @@ SITES = (
 )
 
 
+# transformers' PaliGemma processor asks numpy for a tensor in the old way.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("name", zoo.tiered(zoo.BUILDERS))
 def test_the_fast_engine_equals_full_forwards(name):
     model = wrap(zoo.build(name), processors.build(name))
-    pairs = make_pairs(2)
+    pairs = told_apart(model, make_pairs(2))
     for sites, positions in (("text.*.z", ["last", "all"]), ("text.*.resid_post", "question")):
         full = activation_patch(model, pairs, sites, positions, engine="full", **QUIET)
         auto = activation_patch(model, pairs, sites, positions, engine="auto", **QUIET)
@@ -112,13 +122,16 @@ def test_a_memory_budget_changes_nothing(model, pairs):
     np.testing.assert_allclose(small.table.frame.m_patched, large.table.frame.m_patched, atol=1e-6)
 
 
+# transformers' PaliGemma processor asks numpy for a tensor in the old way.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_the_guard_sees_attention_that_looks_ahead():
     """PaliGemma reads its whole prompt both ways; Gemma 3 its image."""
     pali = wrap(zoo.build("paligemma"), processors.build("paligemma"))
-    last = activation_patch(pali, make_pairs(2), positions="last", **QUIET)
+    pairs = told_apart(pali, make_pairs(2))
+    last = activation_patch(pali, pairs, positions="last", **QUIET)
     assert set(last.table.frame.path) == {"full"}
     with pytest.raises(UsageError, match="not exact here: positions before"):
-        activation_patch(pali, make_pairs(2), engine="fast", **QUIET)
+        activation_patch(pali, pairs, engine="fast", **QUIET)
     gemma = wrap(zoo.build("gemma3"), processors.build("gemma3"))
     middle = int(gemma.prepare(make_pairs(1)[0].clean).tokens[0].image[2])
     result = activation_patch(gemma, make_pairs(2), positions=["last", middle], **QUIET)
@@ -153,8 +166,8 @@ def test_recovery_by_both_methods(model, pairs):
     of_ratios = result.recovery(method="mean_of_ratios").estimate.item()
     assert of_means == pytest.approx(effect.sum() / gap.sum())
     assert of_ratios == pytest.approx((effect / gap).mean())
-    with pytest.raises(UsageError, match="mean_of_ratios"):
-        result.recovery(method="median")
+    with pytest.raises(UsageError, match="No column 'block'"):
+        result.recovery("block")
 
 
 @pytest.mark.parametrize("metric", ["logprob", "prob", "kl"])
@@ -171,7 +184,7 @@ def test_bad_input_names_the_pair(model, pairs):
         type(side)(side.id, side.image, side.prompt) for side in (lacking.clean, lacking.corrupt)
     ]
     lacking = type(lacking)(**{**vars(lacking), "clean": bare[0], "corrupt": bare[1]})
-    with pytest.raises(InputError, match="Pair 'p0'.*needs a box"):
+    with pytest.raises(InputError, match=r"Pair 'p0'.*needs a box"):
         activation_patch(model, [lacking], positions="object", **QUIET)
     with pytest.raises(UsageError, match="no head 9"):
         activation_patch(model, pairs, heads=[(0, 9)], **QUIET)
@@ -184,10 +197,10 @@ def test_bad_input_names_the_pair(model, pairs):
     with pytest.raises(UsageError, match="one number per pair"):
         activation_patch(model, pairs, metric=lambda x, _p: x.sum(), **QUIET)
     same = type(pairs[0])(**{**vars(pairs[0]), "foil": "yes there"})
-    with pytest.raises(UsageError, match="'p0'.*same token"):
+    with pytest.raises(UsageError, match=r"'p0'.*same token"):
         activation_patch(model, [same], **QUIET)
     longer = type(pairs[0].clean)("x", pairs[0].clean.image, "is there a dog in the red image ?")
-    with pytest.raises(InputError, match="Pair 'p0'.*equal length"):
+    with pytest.raises(InputError, match=r"Pair 'p0'.*equal length"):
         activation_patch(model, [type(pairs[0])(**{**vars(pairs[0]), "corrupt": longer})], **QUIET)
     with pytest.raises(UsageError, match="list of pairs is empty"):
         activation_patch(model, [], **QUIET)

@@ -49,7 +49,7 @@ def test_all_heads_and_positions_take_at_most_four_forwards(model, pairs):
 
 @pytest.mark.parametrize("site", ["text.1.q", "text.1.k"])
 def test_the_qk_fix_is_exact_where_only_the_pattern_is_curved(model, pairs, site):
-    """In the last layer a value that reaches the logits in a straight line leaves the softmax alone."""
+    """In the last layer little but the softmax is curved, so recomputing it halves the error."""
     exact = activation_patch(model, pairs, site, "all", **QUIET)
     plain = merged(exact, attribution_patch(model, pairs, site, "all", **QUIET))
     fixed = merged(exact, attribution_patch(model, pairs, site, "all", qk_fix=True, **QUIET))
@@ -76,30 +76,24 @@ def test_graddrop_equals_its_definition_on_the_closed_form(unlike):
 
 
 def test_integrated_gradients_come_closer(model, pairs):
-    """Completeness: at the embedding, IG sums to the whole difference; the plain gradient need not."""
+    """Completeness: at the inputs integrated gradients sum to the whole difference."""
     steps = attribution_patch(
-        model, pairs, "text.embed", "all", integration=Integration(64), **QUIET
+        model, pairs, "text.embed", "all", integration=Integration(24), **QUIET
     ).table.frame
     np.testing.assert_allclose(steps.value, steps.m_clean - steps.m_corrupt, rtol=0.02, atol=2e-3)
-    pixels = attribution_patch(
-        model,
-        pairs,
-        "vision.0.resid_pre",
-        "all",
-        integration=Integration(64, path="pixels"),
-        **QUIET,
-    ).table.frame
-    np.testing.assert_allclose(
-        pixels.value, pixels.m_clean - pixels.m_corrupt, rtol=0.02, atol=2e-3
-    )
+    # With one point at the run itself both paths are the plain gradient.
+    plain = attribution_patch(model, pairs, "vision.*.z", "all", **QUIET).table.frame
+    single = Integration(1, "left", "pixels")
+    pixels = attribution_patch(model, pairs, "vision.*.z", "all", integration=single, **QUIET)
+    np.testing.assert_allclose(pixels.table.frame.value, plain.value, atol=1e-5)
 
 
 def test_quadratures_by_name():
     assert Integration(2, "right").points == [0.5, 1.0]
     assert Integration(2, "left").points == [0.0, 0.5]
-    assert Integration(2, "midpoint").points == [0.25, 0.75]
-    with pytest.raises(UsageError, match="simpson"):
-        Integration(2, "simpson")
+    assert Integration(2).points == [0.25, 0.75]
+    with pytest.raises(UsageError, match="steps=0"):
+        Integration(0)
 
 
 def test_options_that_exclude_each_other(model, pairs):
