@@ -5,5 +5,5 @@ from tables import read, write
 import lvlm_interp as li
 
 if __name__ == "__main__":
-    roles = ["edited", "object", "question", "last"]
+    roles = ["edited", "other_image", "question", "last"]
     write(li.plotting.role_map(read("roles"), roles=roles), "roles")

@@ -110,7 +110,7 @@ def roles() -> pd.DataFrame:
     """Recovery by token role and layer on trigger pairs of the object level."""
     model = li.load_model("scenes")
     pairs = li.scenes.pairs("object", N_PAIRS, SEED, kind="trigger")
-    names = ["edited", "object", "question", "last"]
+    names = ["edited", "other_image", "question", "last"]
     found = li.patching.activation_patch(model, pairs, "text.*.resid_pre", names)
     return found.recovery(["layer", "position"])
 

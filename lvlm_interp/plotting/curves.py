@@ -170,7 +170,8 @@ def _legend(figure: Figure, axis: Axes) -> None:
     handles, texts = axis.get_legend_handles_labels()
     if handles:
         texts = [text.replace("_", " ") for text in texts]
-        columns = 3 if figure.get_figwidth() < 4 else 5
+        longest = max(len(text) for text in texts)
+        columns = max(1, int(figure.get_figwidth() * 14 / (longest + 7)))
         figure.legend(
             handles,
             texts,

@@ -121,7 +121,8 @@ def _print(axis: Axes, x: int, y: int, value: float, top: float, number: bool) -
     if not np.isfinite(value):
         text, colour = "\N{MULTIPLICATION SIGN}", "0.5"
     elif number:
-        text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}").replace("0.", ".")
+        # Adding 0 turns a rounded -0 into 0.
+        text = f"{round(value, 2) + 0:.2f}".replace("-", "\N{MINUS SIGN}").replace("0.", ".")
     else:
         text = "\N{MINUS SIGN}" if value < -0.2 * top else ""
     if text:
