@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -50,7 +51,7 @@ def provenance(
     """
     words = sys.argv if command is None else command
     return {
-        "versions": _versions(),
+        "versions": dict(_versions()),
         "seed": seed,
         "model": model,
         "weight_hash": weight_hash,
@@ -62,6 +63,7 @@ def provenance(
     }
 
 
+@lru_cache(maxsize=1)  # the metadata of seven packages takes 20 ms to parse
 def _versions() -> dict[str, str]:
     found = {"lvlm_interp": __version__, "python": ".".join(map(str, sys.version_info[:3]))}
     for name in _PACKAGES:

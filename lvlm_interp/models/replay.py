@@ -8,8 +8,9 @@ prefix is shared without a copy. With p the last position, a branch is a single 
 
 This is exact only while positions before p cannot see positions from p on. `Recording.refusal`
 checks it on the masks that the model itself made (no list of families: it is what fails for
-PaliGemma and inside Gemma-3 image spans), and replays the unpatched run: what does not come back
-to rounding is refused, with the reason, and callers fall back to full forwards.
+PaliGemma and inside Gemma-3 image spans), and an unpatched branch that runs along with the others
+must come back to the recorded run (`Recording.drift`). What fails is refused, with the reason, and
+callers fall back to full forwards.
 """
 
 from __future__ import annotations
@@ -99,28 +100,23 @@ class Recording:
         return self.inputs["input_ids"].shape[1]
 
     def refusal(self, start: int) -> str:
-        """Why branches from a position on would not be exact; empty if they are."""
+        """Why branches from a position on cannot be exact, by the masks; empty if they can.
+
+        Whether they are, `drift` says of an unpatched branch.
+        """
         if self.unfit:
             return self.unfit
         if start not in self._verdicts:
-            self._verdicts[start] = self._judge(start)
+            reason = f"positions before {start} attend to positions behind it"
+            self._verdicts[start] = reason if self._sees_ahead(start) else ""
         return self._verdicts[start]
 
-    def trust(self, start: int) -> None:
-        """Skip the replay of the unpatched run: a recording of the same model has passed it."""
-        if not self.unfit and not self._sees_ahead(start):
-            self._verdicts.setdefault(start, "")
-
-    def _judge(self, start: int) -> str:
-        if self._sees_ahead(start):
-            return f"positions before {start} attend to positions behind it"
-        null = self.run([0], start, lambda _layer, _fresh: {})[0]
+    def drift(self, null: Float[Tensor, "batch d_vocab"]) -> str:
+        """Why an unpatched branch, left at block 0, is not the run itself; empty if it is."""
         scale = max(1.0, float(self.logits.float().abs().max()))
         error = float((null.float() - self.logits.float()).abs().max())
         bound = 256 * torch.finfo(self.logits.dtype).eps * scale
-        return (
-            "" if error <= bound else f"the unpatched run does not come back (off by {error:.1e})"
-        )
+        return "" if error <= bound else f"the unpatched run comes back off by {error:.1e}"
 
     def _sees_ahead(self, start: int) -> bool:
         if start == 0:

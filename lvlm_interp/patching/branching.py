@@ -39,9 +39,16 @@ def branch_outcomes(
             continue
         room = int(memory_mib * MIB) // max(1, recording.branch_bytes(start))
         indices.sort(key=lambda index: todo[index].site.layer or 0)
-        for chunk in _chunks(indices, max(1, room)):
+        for number, chunk in enumerate(_chunks(indices, max(1, room))):
             parts = [todo[index] for index in chunk]
-            metric = runs.score(run_branches(recording, runs, parts, start))
+            logits = run_branches(recording, runs, parts, start, null=number == 0)
+            if number == 0:
+                reason, logits = recording.drift(logits[0]), logits[1:]
+                if reason and strict:
+                    raise UsageError(f"engine='fast' is not exact here: {reason}.")
+                if reason:
+                    break
+            metric = runs.score(logits)
             for index, part, values in zip(chunk, parts, metric, strict=True):
                 path = "shared_prefix" if start else "resume"
                 outcomes[index] = Outcome(part, values, path, _cost(runs, part, start))
@@ -49,21 +56,29 @@ def branch_outcomes(
 
 
 def run_branches(
-    recording: Recording, runs: BaseRuns, parts: Sequence[Component], start: int
+    recording: Recording, runs: BaseRuns, parts: Sequence[Component], start: int, *, null: bool
 ) -> Tensor:
-    """Logits at the answer with each component exchanged by itself; `component pair d_vocab`."""
+    """Logits at the answer with each component exchanged by itself; `component pair d_vocab`.
+
+    With `null` the first row is an unpatched branch through every block.
+    """
+    ahead = int(null)
 
     def writes(_layer: int, fresh: list[int]) -> dict[Site, Write]:
         by_site: dict[Site, list[int]] = {}
         for index in fresh:
-            by_site.setdefault(parts[index].site, []).append(index)
+            if index >= ahead:
+                by_site.setdefault(parts[index - ahead].site, []).append(index)
         return {
-            site: _write([parts[i] for i in rows], rows, runs.source[site][:, start:], start)
+            site: _write(
+                [parts[i - ahead] for i in rows], rows, runs.source[site][:, start:], start
+            )
             for site, rows in by_site.items()
         }
 
     layers = [part.site.layer for part in parts]
-    return recording.run([layer for layer in layers if layer is not None], start, writes)
+    branches = [0] * ahead + [layer for layer in layers if layer is not None]
+    return recording.run(branches, start, writes)
 
 
 def _write(parts: list[Component], rows: list[int], source: Tensor, start: int) -> Write:

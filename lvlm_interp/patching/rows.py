@@ -38,6 +38,7 @@ class RowWriter:
     kind: str = "recovery"
     parts: list[dict[str, np.ndarray]] = field(default_factory=list)
     no_gap: dict[str, None] = field(default_factory=dict)
+    _known: tuple[BaseRuns, dict[str, np.ndarray]] | None = None
 
     def add(self, runs: BaseRuns, component: Component, patched: Tensor, path: str) -> None:
         """Add one component of a batch; `patched` is the metric, shape `pair`."""
@@ -74,7 +75,9 @@ class RowWriter:
         """
         label, unit, pair = np.nonzero(np.repeat(present[:, None], len(units), axis=1))
         after = patched[label, unit, pair].astype(float)
-        known = self._pairs(runs)
+        if self._known is None or self._known[0] is not runs:
+            self._known = (runs, self._pairs(runs))
+        known = self._known[1]
         base, other = known["m_corrupt"], known["m_clean"]
         if self.direction == "noise":
             base, other = other, base
