@@ -36,7 +36,7 @@ from lvlm_interp.patching import activation_patch, attribution_patch
 PROMPT = "is there a red circle at the left of the blue square in the image ? " * 2
 CASES = {"12 layers d512, 288 tokens, B1": (12, 512, 8, 128), "6 layers d192, B1": (6, 192, 6, 48)}
 TIMED_PATCHES = 6
-ROUNDS = 3
+ROUNDS = 2
 
 
 def build(layers: int, width: int, heads: int, pixels: int) -> LVLM:
