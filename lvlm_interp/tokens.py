@@ -21,8 +21,17 @@ KINDS = ("pad", "special", "text", "image", "separator", "query")
 stands for the whole image and for no place in it."""
 
 ROLES = (
-    ("object", "other_object", "other_image", "background", "image_all", "image_mean")
-    + ("question", "answer", "last", "all", "text:WORD")
+    "object",
+    "other_object",
+    "other_image",
+    "background",
+    "image_all",
+    "image_mean",
+    "question",
+    "answer",
+    "last",
+    "all",
+    "text:WORD",
 )
 
 PixelBox = Sequence[float]
@@ -102,8 +111,9 @@ class TokenMap:
         expected = sum(len(layout) for layout in layouts)
         if len(slots) != expected:
             raise InputError(
-                f"The prompt holds {len(slots)} image placeholders, but its {len(layouts)} image(s) "
-                f"give {expected} tokens: let the model's processor build prompt and image together."
+                f"The prompt holds {len(slots)} image placeholders, but its {len(layouts)} "
+                f"image(s) give {expected} tokens: let the model's processor build prompt and "
+                "image together."
             )
         image_index, row, col, tile = (np.full(n, -1) for _ in range(4))
         box = np.full((n, 4), np.nan)
@@ -185,7 +195,7 @@ class TokenMap:
         return np.flatnonzero(mine & meets)
 
     def grid(self, image: int = 0, tile: int = 0) -> Int[np.ndarray, "row col"]:
-        """Positions of one tile's tokens laid out as they lie in the image, -1 where there is none."""
+        """Positions of one tile's tokens as they lie in the image, -1 where there is none."""
         at = np.flatnonzero((self.image_index == image) & (self.tile == tile) & (self.row >= 0))
         if len(at) == 0:
             why = self.notes[0] if self.notes else "no such tile"
@@ -257,7 +267,7 @@ class TokenMap:
 
     @cached_property
     def _runs(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """Runs of text: decoded string, positions, and end offset of each position in the string."""
+        """Runs of text: string, positions, and end offset of each position in the string."""
         keep = np.flatnonzero(self.kind == "text")
         runs = []
         for at in np.split(keep, np.flatnonzero(np.diff(keep) > 1) + 1):
