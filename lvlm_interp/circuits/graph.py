@@ -253,7 +253,8 @@ class Circuit:
         """Nodes with `tower, layer, head, order`; edges with `receiver, role, weight`."""
         out = nx.MultiDiGraph()
         for row in self.node_table().to_dict("records"):
-            out.add_node(row.pop("node"), **row)
+            facts = {str(name): value for name, value in row.items() if name != "node"}
+            out.add_node(row["node"], **facts)
         for row in self.edge_table().to_dict("records"):
             for node in row["node"].split(","):
                 out.add_edge(

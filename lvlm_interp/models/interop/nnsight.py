@@ -181,7 +181,7 @@ def _step(path: str, tap: Tap, write: Write | None, read: bool) -> tuple[Any, ..
         positions = slice(None) if write.positions is None else list(write.positions)
         index, value = (slice(None), positions), write.value
         if write.head is not None:
-            width = tap.module.weight.shape[1]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+            width = int(tap.module.weight.shape[1])  # pyright: ignore
             heads = tap.view.read(torch.empty(1, 1, width)).shape[-2]
             size = width // heads
             index = (*index, slice(write.head * size, (write.head + 1) * size))
