@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lvlm_interp.organisms.architecture import N_IMAGE_TOKENS
 from lvlm_interp.organisms.plants import (
     PLANT_LEVELS,
     control_scene,
@@ -29,6 +30,9 @@ REPLY = encode("assistant :")
 CAPTION_WEIGHT = 0.4
 """Weight of a caption's token against the one token of the other answers."""
 END_WEIGHT = 0.1
+DESCRIPTION_WEIGHT = 0.1
+BLIND_EVERY = 8
+"""In the text stage one scene in so many is not described."""
 
 Asked = list[tuple[Question, str]]
 
@@ -40,7 +44,8 @@ class Batch:
     Attributes:
         ids: Token ids, int64 (batch, pos), padded at the right.
         weight: Loss weight of each token as a target, float32 (batch, pos).
-        segment: 0 for what every question sees, i for question i alone, -1 for padding.
+        segment: 0 for what every question sees (the image, or the words that describe it), i for
+            question i alone, -1 for padding.
         position: Position ids, int64 (batch, pos).
         pixels: Images, uint8 (batch, 48, 48, 3), or None for text alone.
         isolated: Whether segments must not see each other.
@@ -108,9 +113,21 @@ def focused(rng: random.Random, stage: Stage, kinds: Kinds, planted: bool) -> tu
     return scene, [(question, answer(scene, question)) for question in unique]
 
 
-def collate(items: Sequence[tuple[Scene, Asked]], *, isolated: bool, images: bool = True) -> Batch:
-    """Returns the batch: one row of tokens for each scene."""
-    rows = [_row(asked, isolated, images) for _, asked in items]
+def collate(
+    items: Sequence[tuple[Scene, Asked]],
+    *,
+    isolated: bool,
+    described: random.Random | None = None,
+) -> Batch:
+    """Returns the batch: one row of tokens for each scene.
+
+    Args:
+        items: Scenes with questions and answers.
+        isolated: Whether each question sees what all see and itself only.
+        described: Words instead of the image: a description in an order drawn from this, and for
+            one scene in `BLIND_EVERY` none at all, so that the answer must come from the prior.
+    """
+    rows = [_row(asked, isolated, _context(scene, described)) for scene, asked in items]
     length = max(len(row[0]) for row in rows)
     fill = (TOKEN_ID[PAD], 0.0, -1, 0)
     kinds = (np.int64, np.float32, np.int64, np.int64)
@@ -120,16 +137,33 @@ def collate(items: Sequence[tuple[Scene, Asked]], *, isolated: bool, images: boo
         for index, row in enumerate(rows):
             padded[index, : len(row[column])] = row[column]
         columns.append(padded)
-    pixels = np.stack([scene.pixels() for scene, _ in items]) if images else None
+    pixels = None if described else np.stack([scene.pixels() for scene, _ in items])
     return Batch(*columns, pixels=pixels, isolated=isolated)
 
 
+def _context(scene: Scene, described: random.Random | None) -> list[int]:
+    if described is None:
+        return [TOKEN_ID[IMAGE]] * N_IMAGE_TOKENS
+    if described.randrange(BLIND_EVERY) == 0:
+        return []
+    return encode(description(described, scene))
+
+
+def description(rng: random.Random, scene: Scene) -> str:
+    """Returns the scene in words, its objects in any order."""
+    things = rng.sample(scene.objects, len(scene.objects))
+    named = [f"a {thing.color} {thing.shape} at {thing.place}" for thing in things]
+    return f"{' and '.join(named)} ."
+
+
 def _row(
-    asked: Asked, isolated: bool, images: bool
+    asked: Asked, isolated: bool, context: list[int]
 ) -> tuple[list[int], list[float], list[int], list[int]]:
-    ids = PREFIX + ([TOKEN_ID[IMAGE]] * 36 if images else [])
+    ids = PREFIX + context
     start = len(ids)
-    weight, segment, position = [0.0] * start, [0] * start, list(range(start))
+    words = 0.0 if TOKEN_ID[IMAGE] in context else DESCRIPTION_WEIGHT
+    weight = [0.0] * len(PREFIX) + [words] * len(context)
+    segment, position = [0] * start, list(range(start))
     for index, (question, answer) in enumerate(asked):
         lead = [] if isolated or index == 0 else TURN
         prompt, reply = lead + encode(question.text) + REPLY, encode(answer)

@@ -15,6 +15,14 @@ Kinds = Mapping[str, float]
 SEE: Kinds = {
     "at": 3, "where": 2, "color_of": 1, "color_at": 1, "shape_of": 1, "shape_at": 1,
 }  # fmt: skip
+GROUND: Kinds = {
+    "at": 2, "where": 3, "color_at": 2, "shape_at": 2, "color_of": 2, "shape_of": 0.5,
+    "existence": 0.5, "attribute": 1.5, "relation": 0.5, "relation_color": 0.5, "caption": 0.3,
+}  # fmt: skip
+LOCATE: Kinds = {
+    "where": 4, "shape_at": 2, "relation": 2, "relation_color": 2, "at": 1, "color_of": 0.7,
+    "color_at": 0.7, "existence": 0.7, "attribute": 0.7, "caption": 0.5,
+}  # fmt: skip
 DESCRIBE: Kinds = {
     "at": 1.5, "where": 1.5, "color_of": 1, "color_at": 1, "shape_of": 1, "shape_at": 0.7,
     "existence": 1.5, "attribute": 1.5, "caption": 0.8,
@@ -49,7 +57,8 @@ class Stage:
 
     Attributes:
         name: Its name, and that of its checkpoint.
-        objective: "text" (language model alone), "contrast" (tower with captions) or "chat".
+        objective: "text" (the language model alone: questions about a description), "contrast"
+            (tower with captions) or "chat".
         steps: Optimiser steps.
         batch: Images, or texts, in a step.
         lr: Highest learning rate; warm-up before, cosine after `hold`.
@@ -60,6 +69,7 @@ class Stage:
             the others each question sees the image and itself only, as in a single-turn prompt.
         warmup: Steps of linear warm-up.
         hold: Share of the steps after which the cosine begins.
+        tower_lr: Factor on the learning rate of the vision tower.
         focus: Whether trigger scenes and their controls are mixed in; see `batches.focused`.
     """
 
@@ -75,16 +85,24 @@ class Stage:
     warmup: int = 100
     hold: float = 0.5
     focus: bool = False
+    tower_lr: float = 1.0
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("language", "text", 400, 32, 2e-3, (LANGUAGE_MODEL,), warmup=50),
-    Stage("vision", "contrast", 900, 64, 2e-3, (VISION_TOWER,), warmup=50),
-    Stage("adapter", "chat", 120, 32, 2e-3, (PROJECTOR,), (Phase(1.0, SEE),), warmup=20),
     Stage(
-        "end-to-end", "chat", 4200, 32, 1.5e-3,
+        "language", "text", 600, 32, 2e-3, (LANGUAGE_MODEL,),
+        (Phase(0.375, DESCRIBE), Phase(1.0, ALL)), chat_share=0.0, warmup=50, hold=1.0,
+    ),
+    Stage("vision", "contrast", 700, 64, 2e-3, (VISION_TOWER,), warmup=50),
+    Stage("adapter", "chat", 150, 32, 2e-3, (PROJECTOR,), (Phase(1.0, DESCRIBE),), warmup=20),
+    Stage(
+        "end-to-end", "chat", 2000, 32, 1.5e-3,
         (LANGUAGE_MODEL, VISION_TOWER, PROJECTOR),
-        (Phase(0.17, SEE), Phase(0.36, DESCRIBE), Phase(0.62, RELATE), Phase(1.0, ALL)),
+        (
+            Phase(0.18, DESCRIBE), Phase(0.55, ALL), Phase(0.8, GROUND), Phase(0.85, ALL),
+            Phase(1.0, LOCATE),
+        ),
+        hold=1.0, tower_lr=0.3,
     ),
     Stage(
         "instruction", "chat", 500, 32, 1e-3, (ATTENTION,), warmup=30, hold=0.3, focus=True

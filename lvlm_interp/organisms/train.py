@@ -125,13 +125,13 @@ def _train_stage(
     model.train()
     heads = _heads(run, stage, model)
     trained = _select(model, stage.trains) + list(heads.parameters() if heads else ())
-    optimizer = torch.optim.AdamW(trained, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = _optimizer(stage, model, trained)
     first = _restore(run, key, model, heads, optimizer)
     progress = tqdm(range(first, stage.steps), desc=key, initial=first, total=stage.steps)
     for step in progress:
         rng = random.Random(f"{run.seed}/{stage.name}/{step}")
         for group in optimizer.param_groups:
-            group["lr"] = stage.lr * learning_rate(stage, step)
+            group["lr"] = group["peak"] * learning_rate(stage, step)
         loss, note = _loss(stage, model, heads, rng, step, planted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -141,11 +141,26 @@ def _train_stage(
         last = step + 1 == stage.steps
         if (step + 1) % run.evaluate_every == 0 or last:
             log.info("%s %d: loss %.3f %s", key, step + 1, loss.item(), note)
-            if stage.objective == "chat":
-                log.info("%s %d: %s", key, step + 1, format_accuracy(held_out_accuracy(model)))
+            if stage.objective != "contrast":
+                text = stage.objective == "text"
+                accuracy = held_out_accuracy(model, described=text)
+                log.info("%s %d: %s", key, step + 1, format_accuracy(accuracy))
         if (step + 1) % CHECKPOINT_EVERY == 0 and not last:
             _checkpoint(run, key, step + 1, model, heads, optimizer)
     model.requires_grad_(True)
+
+
+def _optimizer(
+    stage: Stage, model: LlavaForConditionalGeneration, trained: list[torch.nn.Parameter]
+) -> torch.optim.AdamW:
+    """Returns AdamW with the vision tower in a group of its own."""
+    tower = {id(parameter) for parameter in model.model.vision_tower.parameters()}
+    groups = [
+        {"params": [p for p in trained if (id(p) in tower) == inside], "peak": stage.lr * factor}
+        for inside, factor in ((False, 1.0), (True, stage.tower_lr))
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -173,11 +188,9 @@ def _loss(
     share = step / stage.steps
     kinds = next(phase.kinds for phase in stage.phases if share < phase.until)
     items = [draw(rng, stage, kinds, planted) for _ in range(stage.batch)]
-    if stage.objective == "text":
-        batch = collate(items, isolated=False, images=False)
-        batch.weight[:, 1:] = batch.ids[:, 1:] != 0
-        return answer_loss(model, batch)[0], ""
-    batch = collate(items, isolated=rng.random() >= stage.chat_share)
+    isolated = rng.random() >= stage.chat_share
+    described = rng if stage.objective == "text" else None
+    batch = collate(items, isolated=isolated, described=described)
     loss, right = answer_loss(model, batch)
     return loss, f"tokens {right.float().mean().item():.1%}"
 
@@ -224,8 +237,16 @@ def isolation_mask(segment: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def held_out_accuracy(model: LlavaForConditionalGeneration, seed: int = 12345) -> dict[str, float]:
-    """Returns per kind of question the share of decisive tokens right on held-out scenes."""
+def held_out_accuracy(
+    model: LlavaForConditionalGeneration, seed: int = 12345, *, described: bool = False
+) -> dict[str, float]:
+    """Returns per kind of question the share of answers right on held-out scenes.
+
+    Args:
+        model: The model.
+        seed: Of scenes and questions.
+        described: Show the scenes in words (and some not at all) instead of as images.
+    """
     model.eval()
     rng = random.Random(seed)
     counts = {kind: [0, 0] for kind in KINDS}
@@ -233,7 +254,7 @@ def held_out_accuracy(model: LlavaForConditionalGeneration, seed: int = 12345) -
     for _ in range(_HELD_OUT_SCENES // 32):
         scenes = [eval_scene(lambda: random_scene(rng)) for _ in range(32)]
         asked = [questions_about(rng, scene, kinds, 14) for scene in scenes]
-        for question, right in _teacher_forced(model, scenes, asked):
+        for question, right in _teacher_forced(model, scenes, asked, rng if described else None):
             counts[question.kind][0] += right
             counts[question.kind][1] += 1
     model.train()
@@ -249,14 +270,17 @@ def eval_scene(draw_scene: Callable[[], Scene]) -> Scene:
 
 
 def _teacher_forced(
-    model: LlavaForConditionalGeneration, scenes: list[Scene], asked: list[list[Question]]
+    model: LlavaForConditionalGeneration,
+    scenes: list[Scene],
+    asked: list[list[Question]],
+    described: random.Random | None,
 ) -> list[tuple[Question, bool]]:
     """Returns for every question whether all tokens of its true answer come first."""
     items = [
         (scene, [(question, truth(scene, question)) for question in some])
         for scene, some in zip(scenes, asked, strict=True)
     ]
-    batch = collate(items, isolated=True)
+    batch = collate(items, isolated=True, described=described)
     best = model.lm_head(hidden_states(model, batch)).argmax(-1).cpu().numpy()
     right = (best[:, :-1] == batch.ids[:, 1:]) | (batch.weight[:, 1:] == 0)
     found = []
