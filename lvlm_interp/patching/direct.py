@@ -65,8 +65,9 @@ def direct_logit_attribution(
     """
     if run not in ("clean", "corrupt"):
         raise UsageError(f"run={run!r}: expected 'clean' or 'corrupt'.")
-    names = ["resid_pre", "attn_out", "mlp_out", "resid_post", *(["z"] if per_head else [])]
-    sites = model.sites([f"text.*.{name}" for name in names])
+    names = {"resid_pre", "attn_out", "cross_attn_out", "mlp_out", "resid_post"}
+    names |= {"z"} if per_head else set()
+    sites = [site for site in model.sites("text.*") if site.name in names]
     frames = []
     with tqdm(total=len(pairs), desc="direct logits", unit="pair", disable=not progress) as bar:
         for batch in list(batches(model, pairs, batch_size)):
@@ -129,7 +130,10 @@ def _terms(model: LVLM, cache: ActivationCache, per_head: bool) -> dict[Term, Te
     """What was added to the residual stream at the answer; each `pair d_model`."""
     terms: dict[Term, Tensor] = {(None, "embed", None): cache[Site("text", 0, "resid_pre")]}
     for layer in range(model.n_layers):
-        if per_head:
+        if Site("text", layer, "cross_attn_out") in cache:
+            crossed = Site("text", layer, "cross_attn_out")
+            terms[(layer, "cross_attn_out", None)] = cache[crossed]
+        elif per_head:
             terms |= _head_terms(model, cache, layer)
         else:
             terms[(layer, "attn_out", None)] = cache[Site("text", layer, "attn_out")]

@@ -8,17 +8,9 @@ from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.models.loading import wrap
 from lvlm_interp.patching import activation_patch
 from tests.models import processors, zoo
-from tests.patching.conftest import make_pairs
+from tests.patching.conftest import make_pairs, told_apart
 
 QUIET = {"progress": False}
-
-
-def told_apart(model, pairs):
-    """The pairs, for a model in which answer and foil have tokens of their own."""
-    if model.answer_id("yes") == model.answer_id("no"):
-        # The tiny tokenizer begins every answer with one blank token; any two ids will do here.
-        model.answer_id = {"yes": 300, "no": 301}.__getitem__
-    return pairs
 
 
 def by_head(result, column="m_patched"):
