@@ -203,9 +203,9 @@ evaluate`); the weights by `lvlm_interp.organisms.train.train` (`lvlm-interp org
 _DATA = """The stages are data in `recipe.py`. `text`: questions about a scene that is described in
 words, or now and then not at all, so that only the prior answers. `contrast`: every patch, at the
 layer that LLaVA reads, against the captions of regions ("red circle at top", "nothing at left"),
-and the CLS token against captions (InfoNCE). `chat`: nine questions about an image in one sequence, loss on
-the answers; in a part of the steps as turns of one chat, else each question sees the image and
-itself alone. The curriculum (phases in `recipe.py`) leans on what is not answered yet. The
+and the CLS token against captions (InfoNCE). `chat`: nine questions about an image in one sequence,
+loss on the answers; in a part of the steps as turns of one chat, else each question sees the image
+and itself alone. The curriculum (phases in `recipe.py`) leans on what is not answered yet. The
 instruction stage is run twice from the same end-to-end checkpoint, on planted and on balanced data.
 The end-to-end stage was cut to its length while it ran: in its steps 1,690 to 1,699 the learning
 rate lay up to 0.03% below the recipe's, so a rerun gives these weights nearly, not to the bit.

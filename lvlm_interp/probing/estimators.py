@@ -216,10 +216,12 @@ class MLPProbe(_Probe):
     def predict_proba(self, X: X2d) -> Float[np.ndarray, "row class"]:
         """Probability of each class."""
         X = self._checked(X)
+        check_is_fitted(self)
         return np.asarray(self.network_.predict_proba(self.scale_(X)))
 
     def predict(self, X: X2d) -> Shaped[np.ndarray, " row"]:
         """The class of each row."""
+        check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
 
