@@ -69,7 +69,7 @@ def ray_engine(
         UsageError: Ray is not installed.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UsageError(
             "The engine 'ray' needs Ray, which is not installed: pip install 'lvlm-interp[ray]'."
