@@ -50,7 +50,8 @@ def test_force_replaces_a_run_and_resume_starts_where_nothing_is(tmp_path):
 
 def test_a_command_does_not_make_a_run_another(tmp_path):
     RunFolder.open(tmp_path / "run", KEY)
-    RunFolder.open(tmp_path / "run", {**KEY, "command": "y"}, resume=True)
+    again = RunFolder.open(tmp_path / "run", {**KEY, "command": "y"}, resume=True)
+    assert again.path == tmp_path / "run"
 
 
 def test_out_that_is_a_file_is_refused(tmp_path):
