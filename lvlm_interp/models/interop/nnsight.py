@@ -9,7 +9,8 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,8 @@ class RemoteLVLM:
             for site in self._taps
             if site in edits or site in wanted
         ]
-        logits, values = _forward(self.traced, dict(inputs.tensors), steps, self.remote)
+        with _pickling_as_before():
+            logits, values = _forward(self.traced, dict(inputs.tensors), steps, self.remote)
         cache = ActivationCache()
         for site, value in zip(
             (site for site in self._taps if site in wanted), values, strict=True
@@ -164,13 +166,30 @@ class RemoteLVLM:
         chosen = list(range(n)) if layers is None else list(layers)
         paths = [self._paths[self._one(f"text.{layer}.resid_post")] for layer in chosen]
         ends = [self._paths[Site("text", None, name)] for name in ("final_norm", "logits")]
-        return _lens(self.traced, dict(inputs.tensors), paths, ends, self.remote)
+        with _pickling_as_before():
+            return _lens(self.traced, dict(inputs.tensors), paths, ends, self.remote)
 
     def _one(self, site: str | Site) -> Site:
         found = self.sites(Site.parse(site))
         if len(found) != 1:
             raise SiteError(f"A write names one site, not {site}.")
         return found[0]
+
+
+@contextmanager
+def _pickling_as_before() -> Iterator[None]:
+    """Undoes what a remote run leaves in cloudpickle's register.
+
+    nnsight registers every module outside site-packages for pickling by value, for good; with this
+    package among them (an editable install) no later pool of processes could be sent its functions.
+    """
+    import cloudpickle.cloudpickle as register
+
+    before = set(register._PICKLE_BY_VALUE_MODULES)
+    try:
+        yield
+    finally:
+        register._PICKLE_BY_VALUE_MODULES.intersection_update(before)
 
 
 def _step(path: str, tap: Tap, write: Write | None, read: bool) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 import torch
 from torch import Tensor
@@ -69,6 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_serialised_remote_path_gives_what_a_local_run_gives(folder: Path) -> None:
+    registered = cloudpickle.list_registry_pickle_by_value()
     remote = load_model(folder, backend="nnsight", remote="local")
     model = load_model(folder)
     inputs = model.prepare([(picture(), "is there a dog?")])
@@ -91,6 +93,7 @@ def test_the_serialised_remote_path_gives_what_a_local_run_gives(folder: Path) -
         torch.testing.assert_close(ablated, model(inputs), **EXACT)
     lens = remote.logit_lens(inputs)
     torch.testing.assert_close(lens[-1], expected, **EXACT)
+    assert cloudpickle.list_registry_pickle_by_value() == registered
 
 
 def test_nothing_runs_locally_in_silence(folder: Path) -> None:
