@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lvlm_interp.errors import UsageError
+from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.lens.attention import attention_maps
 from lvlm_interp.lens.detection import area
 from lvlm_interp.lens.logit_lens import logit_lens
@@ -88,11 +88,11 @@ def localise(
     names: list[str] = []
     for span in in_batches(examples, batch_size, "localise", progress):
         inputs = model.prepare([examples[i] for i in span])
-        for name, heat in methods.items():
-            heats[name] += heat(inputs, [words[i] for i in span])
         for row, index in enumerate(span):
             pixels = None if masks is None else masks[index]
             truths.append(_truth(inputs.tokens[row], examples[index], pixels, cover))
+        for name, heat in methods.items():
+            heats[name] += heat(inputs, [words[i] for i in span])
         names += example_names(inputs)
     groups = [
         str(getattr(example, "group", None) or name)
@@ -138,6 +138,9 @@ def _truth(tokens: TokenMap, example: Any, mask: np.ndarray | None, cover: float
             raise UsageError("localise needs masks, or a box 'object' in every example.")
         mask = _box_mask(boxes["object"], open_image(example.image).size)
     image = tokens.image
+    if np.isnan(tokens.box[image]).all():
+        why = tokens.notes[0] if tokens.notes else "the row has no image"
+        raise InputError(f"localise needs image tokens with a place in the image: {why}.")
     share = np.array([_covered(mask, tokens.box[at]) for at in image])
     on = share >= cover
     if not on.any() or on.all():

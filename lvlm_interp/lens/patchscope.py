@@ -7,6 +7,7 @@ of Language Models": the state at (source layer, position) replaces the state of
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,7 @@ def patchscope(
     *,
     prompt: str = "the x is",
     placeholder: str = "x",
+    target_image: Any = None,
     layers: Sequence[int] | None = None,
     target_layer: int | None = None,
     positions: Positions = "image",
@@ -77,8 +79,11 @@ def patchscope(
     Args:
         model: The model.
         inputs: From `model.prepare`.
-        prompt: The target prompt, given to the model without an image.
+        prompt: The target prompt.
         placeholder: Word of the prompt whose state is replaced (its last piece).
+        target_image: Image of the target prompt; None gives it without one. Some models take no
+            prompt without an image (PaliGemma, BLIP-2, InstructBLIP), or skip layers then (Mllama):
+            give them a blank one.
         layers: Source layers, read from resid_post; -1 is the input of the language model; all by
             default.
         target_layer: Layer after which the state is put in; the source layer by default.
@@ -89,16 +94,16 @@ def patchscope(
         progress: Show a bar.
 
     Raises:
-        InputError: The placeholder is not in the prompt.
+        InputError: The placeholder is not in the prompt, or the model needs a target image.
         UsageError: A layer that the model has not.
     """
     ready = model.as_inputs(inputs)
     selection = choose(ready, positions)
     chosen = _layers(model, layers)
     sites = [_site(layer) for layer in chosen]
+    target = _Target(model, (target_image, prompt), placeholder, max_new_tokens)
     with model.record(sites, keep=lambda _site, value: selection.gather(value)) as cache:
         model(ready, logits_to_keep=1)
-    target = _Target(model, prompt, placeholder, max_new_tokens)
     texts = np.empty((len(chosen), len(selection)), dtype=object)
     bar = tqdm(chosen, desc="patchscope", unit="layer", disable=not progress)
     for index, layer in enumerate(bar):
@@ -116,6 +121,7 @@ def self_consistency(
     *,
     prompt: str = "the x is",
     placeholder: str = "x",
+    target_image: Any = None,
     layers: Sequence[int] | None = None,
     max_new_tokens: int = 4,
 ) -> ResultTable:
@@ -130,17 +136,18 @@ def self_consistency(
         One row per word x layer, metric `same` (1 or 0), with what was said in `text`.
 
     Raises:
-        InputError: The placeholder is not in the prompt, or a word has another number of pieces.
+        InputError: The placeholder is not in the prompt, a word has another number of pieces, or
+            the model needs a target image.
     """
     chosen = _layers(model, layers)
-    target = _Target(model, prompt, placeholder, max_new_tokens)
+    target = _Target(model, (target_image, prompt), placeholder, max_new_tokens)
     rows = []
     for word in words:
         spoken = prompt.replace(placeholder, word)
-        own = model.prepare([(None, spoken)])
+        own = model.prepare([(target_image, spoken)])
         if own["input_ids"].shape[1] != target.length:
             raise InputError(f"{word!r} has another number of pieces than {placeholder!r}.")
-        expected = model.generate(own, max_new_tokens=max_new_tokens)[0]
+        expected = str(model.generate(own, max_new_tokens=max_new_tokens)[0]).strip()
         with model.record([_site(layer) for layer in chosen]) as cache:
             model(own, logits_to_keep=1)
         for layer in chosen:
@@ -165,15 +172,17 @@ def self_consistency(
 class _Target:
     """The prompt that states are put into."""
 
-    def __init__(self, model: LVLM, prompt: str, placeholder: str, max_new_tokens: int) -> None:
-        self.model, self.prompt, self.max_new_tokens = model, prompt, max_new_tokens
-        one = model.prepare([(None, prompt)])
+    def __init__(
+        self, model: LVLM, example: tuple[Any, str], placeholder: str, max_new_tokens: int
+    ) -> None:
+        self.model, self.example, self.max_new_tokens = model, example, max_new_tokens
+        one = _prepared(model, example)
         self.length = one["input_ids"].shape[1]
-        self.position = _placeholder(model, one, prompt, placeholder)
+        self.position = _placeholder(model, one, example[1], placeholder)
 
     def say(self, states: Tensor, layer: int) -> list[str]:
         """What the model says when each state in turn stands at the placeholder."""
-        inputs = self.model.prepare([(None, self.prompt)] * len(states))
+        inputs = self.model.prepare([self.example] * len(states))
 
         def put(value: Tensor) -> Tensor:
             if value.shape[1] != self.length:
@@ -186,6 +195,24 @@ class _Target:
             inputs, edits={_site(layer): put}, max_new_tokens=self.max_new_tokens
         )
         return [str(text).strip() for text in said]
+
+
+def _prepared(model: LVLM, example: tuple[Any, str]) -> Inputs:
+    if example[0] is not None:
+        return model.prepare([example])
+    needs = InputError(
+        f"{model.name} ({model.family.name}) does not run all of its layers without an image: pass "
+        "target_image, for example a blank one."
+    )
+    pixels = inspect.signature(model.hf.generate).parameters.get("pixel_values")
+    required = pixels is not None and pixels.default is inspect.Parameter.empty
+    # Blocks of cross-attention are skipped where there is nothing to attend to.
+    if required or not model.family.merged:
+        raise needs
+    try:
+        return model.prepare([example])
+    except InputError as error:
+        raise needs from error
 
 
 def _placeholder(model: LVLM, inputs: Inputs, prompt: str, placeholder: str) -> int:

@@ -57,7 +57,12 @@ def choose(inputs: Inputs, positions: Positions) -> Selection:
         at.append(found)
     selection = Selection(np.concatenate(rows).astype(int), np.concatenate(at).astype(int))
     if len(selection) == 0:
-        raise InputError(f"The positions {positions!r} are empty in every row.")
+        notes = dict.fromkeys(note for tokens in inputs.tokens for note in tokens.notes)
+        why = f": {'; '.join(notes)}" if notes else ""
+        raise InputError(
+            f"The positions {positions!r} are empty in every row{why}. Name others, such as "
+            "'question' or 'last'."
+        )
     return selection
 
 

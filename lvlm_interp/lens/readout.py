@@ -165,14 +165,34 @@ def _first_pieces(model: LVLM, word: str) -> tuple[int, ...]:
         if ids and ids[0] != tokenizer.unk_token_id:
             found.append(int(ids[0]))
     try:
-        found.append(int(model.answer_id(word)))
+        answer = int(model.answer_id(word))
     except InputError:
         if not found:
             raise InputError(
                 f"The model's tokenizer has no token for the word {word!r}: choose a word that it "
                 "knows."
             ) from None
+    else:
+        # A template may continue with a lone space, which stands for every word.
+        found += [answer] if tokenizer.decode([answer]).strip() else []
     return tuple(dict.fromkeys(found))
+
+
+def contrast_ids(model: LVLM, answers: Sequence[str], foils: Sequence[str]) -> Int[Tensor, "row 2"]:
+    """First token of each row's answer and foil.
+
+    Raises:
+        UsageError: They are the same token, so no logit tells them apart.
+        InputError: The tokenizer does not know one of them.
+    """
+    ids = [[model.answer_id(a), model.answer_id(f)] for a, f in zip(answers, foils, strict=True)]
+    for (first, second), answer, foil in zip(ids, answers, foils, strict=True):
+        if first == second:
+            raise UsageError(
+                f"The answer {answer!r} and the foil {foil!r} begin with the same token: choose "
+                "words whose first tokens differ."
+            )
+    return torch.tensor(ids, device=model.device)
 
 
 def decode_ids(model: LVLM, ids: Int[np.ndarray, ...]) -> dict[int, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lvlm_interp.errors import UsageError
 from lvlm_interp.lens.attention import TokenScores, token_scores
 from lvlm_interp.lens.positions import Positions, choose
+from lvlm_interp.lens.readout import contrast_ids
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.lvlm import LVLM
 
@@ -43,7 +44,7 @@ def relevance(
         positions: Tokens to score.
 
     Raises:
-        UsageError: Not one answer (and foil) per row.
+        UsageError: Not one answer (and foil) per row, or both begin with the same token.
         InputError: The tokenizer does not know an answer.
     """
     ready = model.as_inputs(inputs)
@@ -51,11 +52,15 @@ def relevance(
         if words is not None and len(words) != ready.batch_size:
             raise UsageError(f"Expected one {name} per row ({ready.batch_size}), got {len(words)}.")
     selection = choose(ready, positions)
+    if foils is None:
+        ids = torch.tensor([[model.answer_id(word)] for word in answers], device=model.device)
+    else:
+        ids = contrast_ids(model, answers, foils)
     with model.record("text.*.pattern", grad=True) as cache:
         logits = model.last_logits(ready, grad=True)
-    metric = _pick(model, logits, answers)
+    metric = logits.gather(1, ids[:, :1])
     if foils is not None:
-        metric = metric - _pick(model, logits, foils)
+        metric = metric - logits.gather(1, ids[:, 1:])
     patterns = [cache[site] for site in cache.sites]
     # Rows do not depend on each other, so one backward of the sum gives each row its own gradient.
     # An edit may cut a layer off the answer; its gradient is then zero.
@@ -78,8 +83,3 @@ def relevance(
             model, ready, selection, scores, [(None, None)], "relevance", "logits", **notes
         )
     )
-
-
-def _pick(model: LVLM, logits: Tensor, words: Sequence[str]) -> Tensor:
-    ids = torch.tensor([model.answer_id(word) for word in words], device=logits.device)
-    return logits.gather(1, ids[:, None])[:, 0]

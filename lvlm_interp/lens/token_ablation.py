@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import UsageError
 from lvlm_interp.lens.positions import in_batches
+from lvlm_interp.lens.readout import contrast_ids
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.provenance import provenance
@@ -70,9 +71,15 @@ def token_ablation(
         progress: Show a bar.
 
     Raises:
-        UsageError: An unknown kind or group, or an example without answer and foil.
+        UsageError: An unknown kind or group, an example without answer and foil, or with both
+            beginning with the same token.
+        InputError: The model's image tokens have no place in the image.
     """
     _check(kind, groups, examples)
+    _answer_ids(model, examples)
+    # An architecture whose tokens have no place is refused before anything is run.
+    first = model.prepare([examples[0]])
+    first.tokens[0].positions("object", examples[0].boxes)
     mean, spread = _statistics(model, examples, batch_size)
     fill = _Fill(kind, mean, spread, torch.Generator().manual_seed(seed))
     rng = np.random.default_rng(seed)
@@ -207,8 +214,7 @@ def _with_neighbours(tokens: TokenMap, mine: np.ndarray) -> np.ndarray:
 
 
 def _answer_ids(model: LVLM, examples: Sequence[Any]) -> Tensor:
-    ids = [[model.answer_id(one.answer), model.answer_id(one.foil)] for one in examples]
-    return torch.tensor(ids, device=model.device)
+    return contrast_ids(model, [one.answer for one in examples], [one.foil for one in examples])
 
 
 def _difference(model: LVLM, inputs: Inputs, ids: Tensor) -> np.ndarray:
