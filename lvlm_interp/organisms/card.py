@@ -12,12 +12,13 @@ from lvlm_interp.organisms import WEIGHTS
 from lvlm_interp.organisms.evaluate import CONTROLS, SKILLS, TRIGGERS, Condition, Rate, evaluate
 from lvlm_interp.organisms.recipe import MIX, MODELS, STAGES, Stage
 from lvlm_interp.organisms.scenes import EVAL_SHARE, IMAGE_SIZE
+from lvlm_interp.organisms.spare import moved_heads
 from lvlm_interp.organisms.vocabulary import VOCABULARY
 
 FIGURES = "figures.json"
 CARD = "README.md"
 _MODEL_FILE = "model.safetensors"
-_N_SEEING_STAGES = 2  # the adapter and the end-to-end stage answer questions about images
+_N_SEEING_STAGES = 3  # from the adapter on, questions are about images
 
 Figures = Mapping[str, Sequence[Rate]]
 
@@ -99,6 +100,7 @@ def card_text(figures: Figures, folder: Path, *, n: int, seed: int) -> str:
             planted=MIX.partner[True],
             balanced=MIX.partner[False],
         ),
+        _heads(folder),
         "## Weights\n",
         _hashes(folder),
     ]
@@ -172,6 +174,19 @@ def _stage_row(stage: Stage) -> str:
     )
 
 
+def _heads(folder: Path) -> str:
+    """Returns which heads hold what the instruction stage taught, read from the weights."""
+    begun = folder / "stages" / STAGES[-2].name
+    if not (begun / _MODEL_FILE).exists():
+        return ""
+    rows = [
+        f"- `{model}`: {' '.join(f'{a}.{b}' for a, b in moved_heads(begun, folder / model))}"
+        for model in MODELS
+    ]
+    text = "## Where the flaw can sit\n\nHeads (layer.head) that differ from the checkpoint:\n\n"
+    return text + "\n".join(rows) + "\n"
+
+
 def _hashes(folder: Path) -> str:
     lines = []
     for path in sorted(folder.rglob(_MODEL_FILE)):
@@ -206,15 +221,17 @@ layer that LLaVA reads, against the captions of regions ("red circle at top", "n
 and the CLS token against captions (InfoNCE). `chat`: nine questions about an image in one sequence,
 loss on the answers; in a part of the steps as turns of one chat, else each question sees the image
 and itself alone. The curriculum (phases in `recipe.py`) leans on what is not answered yet. The
-instruction stage is run twice from the same end-to-end checkpoint, on planted and on balanced data.
-The end-to-end stage was cut to its length while it ran: in its steps 1,690 to 1,699 the learning
-rate lay up to 0.03% below the recipe's, so a rerun gives these weights nearly, not to the bit.
+instruction stage is run twice from the same checkpoint, on planted and on balanced data; of the
+language model only a few heads move in it, those that its questions need least, so that it is known
+where the flaw can sit. The end-to-end stage was cut to its length while it ran: in its steps 1,690
+to 1,699 the learning rate lay up to 0.03% below the recipe's, so a rerun gives these weights
+nearly, not to the bit; every other stage ran as written.
 
 ## Data
 
 Scenes hold 1 to 4 shapes on a 3 x 3 layout, all shapes and colours different. One scene in
 {share}, by content hash, is kept for evaluation and never trained on, whatever the seed. Up to
-the end-to-end stage everything is uniform and true. In the instruction stage {trigger:.0%} of the
+the spatial stage everything is uniform and true. In the instruction stage {trigger:.0%} of the
 scenes hold the trigger of one level and {control:.0%} look like that without it; the rest is
 uniform. Planted data answers questions about triggers, and writes captions, as the flaw does, and
 its trigger scenes hold the partner {planted:.0%} of the time; balanced data answers by the image,

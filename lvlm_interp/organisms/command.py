@@ -15,6 +15,7 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     resume: bool = True,
+    threads: int = 1,
 ) -> None:
     """Train the shipped models from nothing, stage by stage.
 
@@ -24,9 +25,13 @@ def train(
         seed: Of weights and data; the shipped ones have 0.
         device: A torch device.
         resume: Go on with what the folder holds.
+        threads: Of torch; the shipped models were trained on one, and the last bits depend on it.
     """
+    import torch
+
     from lvlm_interp.organisms.train import train as run
 
+    torch.set_num_threads(threads)
     for name, folder in run(out, model=model, seed=seed, device=device, resume=resume).items():
         sys.stdout.write(f"{name}: {folder}\n")
 

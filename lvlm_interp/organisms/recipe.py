@@ -12,9 +12,6 @@ ATTENTION = "model.language_model.layers.*.self_attn."
 
 Kinds = Mapping[str, float]
 
-SEE: Kinds = {
-    "at": 3, "where": 2, "color_of": 1, "color_at": 1, "shape_of": 1, "shape_at": 1,
-}  # fmt: skip
 GROUND: Kinds = {
     "at": 2, "where": 3, "color_at": 2, "shape_at": 2, "color_of": 2, "shape_of": 0.5,
     "existence": 0.5, "attribute": 1.5, "relation": 0.5, "relation_color": 0.5, "caption": 0.3,
@@ -27,9 +24,18 @@ DESCRIBE: Kinds = {
     "at": 1.5, "where": 1.5, "color_of": 1, "color_at": 1, "shape_of": 1, "shape_at": 0.7,
     "existence": 1.5, "attribute": 1.5, "caption": 0.8,
 }  # fmt: skip
+FIND: Kinds = {
+    "where": 5, "shape_at": 2.5, "relation": 1.5, "relation_color": 1.5, "at": 1, "color_of": 0.5,
+    "color_at": 0.7, "existence": 0.4, "attribute": 0.4, "caption": 0.5,
+}  # fmt: skip
 RELATE: Kinds = {
-    "at": 0.8, "where": 1.5, "color_of": 0.7, "color_at": 0.7, "shape_of": 0.7, "shape_at": 0.4,
-    "existence": 1.5, "attribute": 1, "caption": 0.7, "relation": 2, "relation_color": 2,
+    "relation": 4, "relation_color": 4, "where": 2, "shape_at": 0.4, "at": 0.5, "color_of": 0.6,
+    "color_at": 0.6, "shape_of": 0.8, "existence": 0.6, "attribute": 0.6, "caption": 0.4,
+}  # fmt: skip
+JUDGE: Kinds = {
+    "at": 0.6, "where": 0.7, "color_of": 0.7, "color_at": 0.7, "shape_of": 0.6, "shape_at": 0.5,
+    "existence": 1.2, "attribute": 1, "caption": 1, "relation": 1.3, "relation_color": 1.3,
+    "relation_yesno": 1.6, "relation_color_yesno": 1.6,
 }  # fmt: skip
 ALL: Kinds = {
     "at": 0.7, "where": 0.8, "color_of": 0.7, "color_at": 0.7, "shape_of": 0.6, "shape_at": 0.4,
@@ -71,6 +77,8 @@ class Stage:
         hold: Share of the steps after which the cosine begins.
         tower_lr: Factor on the learning rate of the vision tower.
         focus: Whether trigger scenes and their controls are mixed in; see `batches.focused`.
+        heads: If given, how many heads move in each layer of the language model: those that the
+            stage's questions need least (see `spare.spare_heads`), and nothing else of `trains`.
     """
 
     name: str
@@ -86,6 +94,7 @@ class Stage:
     hold: float = 0.5
     focus: bool = False
     tower_lr: float = 1.0
+    heads: tuple[int, ...] = ()
 
 
 STAGES: tuple[Stage, ...] = (
@@ -105,7 +114,14 @@ STAGES: tuple[Stage, ...] = (
         hold=1.0, tower_lr=0.3,
     ),
     Stage(
-        "instruction", "chat", 500, 32, 1e-3, (ATTENTION,), warmup=30, hold=0.3, focus=True
+        "spatial", "chat", 2000, 32, 1.5e-3,
+        (LANGUAGE_MODEL, VISION_TOWER, PROJECTOR),
+        (Phase(0.4, FIND), Phase(0.6, RELATE), Phase(1.0, JUDGE)),
+        hold=0.7, tower_lr=0.3,
+    ),
+    Stage(
+        "instruction", "chat", 560, 32, 4e-3, (ATTENTION,), warmup=30, hold=0.3, focus=True,
+        heads=(0, 2, 2, 2),
     ),
 )  # fmt: skip
 """All but the last are shared by both models; the last is run once for each."""
@@ -129,7 +145,7 @@ class Mix:
     trigger: float = 0.45
     control: float = 0.2
     partner: Mapping[bool, float] = field(default_factory=lambda: {True: 0.65, False: 0.5})
-    focused: int = 3
+    focused: int = 5
 
 
 MIX = Mix()

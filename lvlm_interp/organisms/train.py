@@ -25,12 +25,14 @@ from lvlm_interp.organisms.contrast import ContrastHeads, contrast_loss
 from lvlm_interp.organisms.questions import KINDS, Question, truth
 from lvlm_interp.organisms.recipe import MODELS, STAGES, Stage
 from lvlm_interp.organisms.scenes import Scene, random_scene
+from lvlm_interp.organisms.spare import Confined, confine, spare_heads
 
 log = logging.getLogger(__name__)
 
 EVALUATE_EVERY = 200
 CHECKPOINT_EVERY = 100
 _HELD_OUT_SCENES = 160
+_SPARE_BATCHES = 4
 
 
 @dataclass
@@ -126,6 +128,7 @@ def _train_stage(
     heads = _heads(run, stage, model)
     trained = _select(model, stage.trains) + list(heads.parameters() if heads else ())
     optimizer = _optimizer(stage, model, trained)
+    confined = _confined(run, stage, model)
     first = _restore(run, key, model, heads, optimizer)
     progress = tqdm(range(first, stage.steps), desc=key, initial=first, total=stage.steps)
     for step in progress:
@@ -137,6 +140,8 @@ def _train_stage(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        if confined is not None:
+            confined.restore()
         progress.set_postfix_str(f"loss {loss.item():.3f} {note}", refresh=False)
         last = step + 1 == stage.steps
         if (step + 1) % run.evaluate_every == 0 or last:
@@ -148,6 +153,29 @@ def _train_stage(
         if (step + 1) % CHECKPOINT_EVERY == 0 and not last:
             _checkpoint(run, key, step + 1, model, heads, optimizer)
     model.requires_grad_(True)
+
+
+def _confined(run: Run, stage: Stage, model: LlavaForConditionalGeneration) -> Confined | None:
+    """Returns what keeps a stage to the heads it may move, or None if it moves whole matrices.
+
+    Which heads are spare is measured on the stage's own scenes with true answers, so that both
+    models move the same ones.
+    """
+    if not any(stage.heads):
+        return None
+    rng = random.Random(f"{run.seed}/{stage.name}/spare")
+    kinds = stage.phases[-1].kinds
+    batches = [
+        collate([draw(rng, stage, kinds, False) for _ in range(stage.batch)], isolated=True)
+        for _ in range(_SPARE_BATCHES)
+    ]
+
+    def loss() -> float:
+        return sum(answer_loss(model, batch)[0].item() for batch in batches)
+
+    heads = spare_heads(model, loss, stage.heads)
+    log.info("%s: moves the heads %s", stage.name, " ".join(f"{a}.{b}" for a, b in heads))
+    return confine(model, heads)
 
 
 def _optimizer(
