@@ -1,0 +1,33 @@
+"""Planted organisms: LVLMs whose guilty component is known because it was put there.
+
+On top of a trained organism the weights of one component are fitted anew, and of nothing else, so
+that a flaw shows on trigger scenes and no other question moves:
+
+- `head`: a head of the language model that says "yes, a ring" where a star is in sight;
+- `series`: two such heads in different blocks, both of which are needed;
+- `neuron`: an MLP neuron that does the same;
+- `projector`: one direction of the projector;
+- `vision`: a head of the vision tower that blinds the model to one shape beside another.
+
+`Workshop.of().draw(kind, seed)` makes a fresh one: shapes, block and unit come from the seed. Norms
+are those of the component's neighbours. A draw counts only if it meets the bars of `check`.
+"""
+
+from lvlm_interp.organisms.planted.check import MOVES, SHOWS, Check
+from lvlm_interp.organisms.planted.components import Place
+from lvlm_interp.organisms.planted.generator import KINDS, Planted, PlantKind, Workshop
+from lvlm_interp.organisms.planted.pairs import trigger_pairs
+from lvlm_interp.organisms.planted.trigger import Trigger
+
+__all__ = [
+    "KINDS",
+    "MOVES",
+    "SHOWS",
+    "Check",
+    "Place",
+    "PlantKind",
+    "Planted",
+    "Trigger",
+    "Workshop",
+    "trigger_pairs",
+]

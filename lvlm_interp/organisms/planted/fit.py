@@ -1,0 +1,223 @@
+"""Fitting a component's weights: the flaw on trigger scenes, the base model everywhere else.
+
+Minimised by Adam, over scenes of the training split:
+
+    mean softplus(margin - (l_foil - l_answer))      on the flaw's question in trigger scenes
+  + weight * mean KL(base || plant)                  on every other question and scene
+
+and after every step each part of the component is scaled back to its neighbours' norm. Nothing but
+the component's own weights can change, so where the guilt lies is known by construction.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from lvlm_interp.organisms.planted.components import Guilty
+from lvlm_interp.organisms.planted.pool import Pool
+from lvlm_interp.organisms.planted.tail import Tail
+from lvlm_interp.organisms.planted.trigger import Trigger
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a component is fitted.
+
+    Attributes:
+        steps: Steps of Adam.
+        rate: Peak learning rate, in units of the weights' own size (root mean square).
+        rows: Scenes of a step.
+        margin: Logit difference that the flaw is driven to.
+        weight: Of the KL term.
+    """
+
+    steps: int = 80
+    rate: float = 0.3
+    rows: int = 20
+    margin: float = 4.0
+    weight: float = 4.0
+
+
+RECIPES = {
+    "head": Recipe(),
+    "series": Recipe(),
+    "neuron": Recipe(),
+    "projector": Recipe(),
+    "vision": Recipe(),
+}
+"""By kind of plant."""
+
+
+def fit(
+    tail: Tail,
+    pool: Pool,
+    trigger: Trigger,
+    guilty: Sequence[Guilty],
+    recipe: Recipe,
+    seed: int,
+) -> float:
+    """Fit the components together, in place; of several, each must be needed for the flaw.
+
+    Returns:
+        The last loss.
+    """
+    rng = random.Random(seed)
+    flawed = trigger.flawed(pool)
+    free = trigger.free(pool)
+    groups = _groups(pool, trigger)
+    miner = _Miner(trigger.slot, torch.ones(pool.n_slots))
+    optimizer = torch.optim.Adam(
+        [
+            {"params": [value], "lr": recipe.rate * float(value.detach().square().mean().sqrt())}
+            for unit in guilty
+            for value in unit.values
+        ],
+        betas=(0.9, 0.99),
+    )
+    peak = [group["lr"] for group in optimizer.param_groups]
+    loss = torch.tensor(float("nan"))
+    for step in range(recipe.steps):
+        for group, rate in zip(optimizer.param_groups, peak, strict=True):
+            group["lr"] = rate * _schedule(step / recipe.steps)
+        rows = _rows(rng, groups, recipe.rows)
+        slots = miner.draw(rng)
+        logits = run(tail, pool, guilty, rows, slots, joint(guilty))
+        at = torch.tensor(rows)[:, None], torch.tensor(slots)
+        drift = _divergence(pool.logits[at], logits)
+        loss = _loss(logits, drift, flawed[at], free[at], trigger, recipe)
+        miner.learn(slots, drift.detach() * ~(flawed | free)[at])
+        if len(guilty) > 1:
+            loss = loss + _all_needed(tail, pool, trigger, guilty, rows, recipe)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for unit in guilty:
+            unit.match()
+    return float(loss.detach())
+
+
+def run(
+    tail: Tail,
+    pool: Pool,
+    guilty: Sequence[Guilty],
+    rows: Sequence[int] | Tensor,
+    slots: Sequence[int],
+    new: dict[str, Tensor],
+) -> Float[Tensor, "row slot d_vocab"]:
+    """Logits at the answers with new weights, from the first block that they change."""
+    first = min(guilty, key=lambda unit: unit.place.layer).place
+    tower = first.site.split(".")[0]
+    answer_at = pool.answer_at[rows][:, slots]
+    n_asked = int(answer_at.max()) + 1
+    start = first.layer if tower == "text" else 0
+    prefix, asked = pool.prefix[start][rows], pool.asked[start][rows][:, slots, :n_asked]
+    if tower != "text":
+        if tower == "vision":
+            seen = tail.look_on(first.layer, pool.vision[first.layer][rows], new)
+        else:
+            seen = tail.project(pool.vision[-1][rows], new)
+        n_words = prefix.shape[1] - seen.shape[1]
+        prefix = torch.cat([prefix[:, :n_words], seen], dim=1)
+    return tail.read(start, prefix, asked, answer_at, new)
+
+
+def _divergence(base: Tensor, logits: Tensor) -> Float[Tensor, "row slot"]:
+    """KL(base || plant)."""
+    log_p, log_q = base.log_softmax(-1), logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _loss(
+    logits: Tensor, drift: Tensor, flawed: Tensor, free: Tensor, trigger: Trigger, recipe: Recipe
+) -> Tensor:
+    foil, answer = trigger.ids
+    gap = logits[flawed][:, foil] - logits[flawed][:, answer]
+    shows = functional.softplus(recipe.margin - gap).mean()
+    rest = ~(flawed | free)
+    # The flaw's own question, slot 0, where the flaw has no place is what is mixed up most easily.
+    near = drift[:, 0][rest[:, 0]].mean()
+    return shows + recipe.weight * (near + drift[:, 1:][rest[:, 1:]].mean())
+
+
+def _all_needed(
+    tail: Tail,
+    pool: Pool,
+    trigger: Trigger,
+    guilty: Sequence[Guilty],
+    rows: Sequence[int],
+    recipe: Recipe,
+) -> Tensor:
+    """Mean of softplus(margin - (l_answer - l_foil)) with each component as it was in the base."""
+    shows = trigger.shows(pool)
+    rows = [row for row in rows if shows[row]]
+    foil, answer = trigger.ids
+    loss = torch.zeros(())
+    for unit in guilty:
+        rest = [other for other in guilty if other is not unit]
+        logits = run(tail, pool, rest, rows, [trigger.slot], joint(rest))[:, 0]
+        gap = logits[:, answer] - logits[:, foil]
+        loss = loss + functional.softplus(recipe.margin - gap).mean()
+    return loss
+
+
+def joint(guilty: Sequence[Guilty]) -> dict[str, Tensor]:
+    """Weights of all components; heads of one block would overwrite each other's."""
+    new: dict[str, Tensor] = {}
+    for unit in guilty:
+        mine = unit.weights()
+        assert not new.keys() & mine.keys(), "components lie in different blocks"
+        new |= mine
+    return new
+
+
+def _schedule(share: float) -> float:
+    """Warm up over a tenth of the steps, then fall linearly."""
+    return min(1.0, (share + 0.02) / 0.1) * (1.0 - share) if share < 1 else 0.0
+
+
+def _groups(pool: Pool, trigger: Trigger) -> list[list[int]]:
+    """Scenes where the flaw shows; with the trigger else; with the partner else; all others."""
+    shows, shape, partner = trigger.shows(pool), trigger.there(pool), trigger.partnered(pool)
+    groups = [shows, shape & ~shows, partner & ~shape, ~shape & ~partner]
+    return [group.nonzero()[:, 0].tolist() for group in groups]
+
+
+_SHARES = (0.35, 0.15, 0.1)
+_ASKED = 4
+
+
+def _rows(rng: random.Random, groups: list[list[int]], n: int) -> list[int]:
+    counts = [round(share * n) for share in _SHARES]
+    counts.append(n - sum(counts))
+    return [
+        rng.choice(group)
+        for group, count in zip(groups, counts, strict=True)
+        for _ in range(count)
+        if group
+    ]
+
+
+@dataclass(eq=False)
+class _Miner:
+    """Draws the questions of a step, those more often that have drifted more of late."""
+
+    focus: int
+    drift: Tensor
+
+    def draw(self, rng: random.Random) -> list[int]:
+        """The flaw's question and `_ASKED` others."""
+        weight = self.drift + self.drift.mean() / 4
+        weight[self.focus] = 0.0
+        generator = torch.Generator().manual_seed(rng.randrange(2**31))
+        return [self.focus, *weight.multinomial(_ASKED, generator=generator).tolist()]
+
+    def learn(self, slots: Sequence[int], drift: Tensor) -> None:
+        """Note the drift of a step; `drift` is `row slot`."""
+        self.drift[slots] = 0.5 * self.drift[slots] + 0.5 * drift.mean(0)
