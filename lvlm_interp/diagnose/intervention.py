@@ -7,7 +7,6 @@ heads under the same edit.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,8 +30,8 @@ SHARE = 0.1
 """At most this share of the language model's heads is acted on."""
 DRAWS = 20
 PULL = 0.02
-"""Weight of a logit towards the truth against the share of wrong answers while choosing: where no
-single head turns an answer, the one that brings it nearest is taken."""
+"""Weight of a logit by which an answer is still wrong, against the share of wrong answers, while
+choosing: where no single head turns an answer, the one that brings it nearest is taken."""
 TOLERATED = 0.01
 """Loss of accuracy on the ranking half, in any condition, above which a choice is penalised."""
 
@@ -59,8 +58,10 @@ HOWS: tuple[How, ...] = (
     How("scale", 0.0, "all"),
     How("scale", 0.5, "all"),
 )
-GROWN_WITH = HOWS[0]
-"""How the heads are acted on while they are chosen."""
+CHOSEN_ON = 60
+"""About how many items with the trigger, and how many without, a choice is made on."""
+LEAST_GAIN = 0.01
+"""Gain below which no further head is added, so that no more heads are named than are needed."""
 
 Means = Mapping[str, HeadMeans]
 """Means of z over untriggered scenes, by `positions`."""
@@ -156,9 +157,13 @@ def choose(
     seed: int,
     batch_size: int,
 ) -> Choice:
-    """Greedy growth among the highest ranked heads, then the mildest edit that does as well."""
+    """Greedy growth among the highest ranked heads; the first one is tried in every way to act.
+
+    The way that suits the first head is kept for the others; of two that do equally well, the one
+    that stands first in `HOWS`.
+    """
     triggered, other = sides(items, level, RANK)
-    other = _sample(other, len(triggered), seed)
+    triggered, other = _sample(triggered, CHOSEN_ON, seed), _sample(other, CHOSEN_ON, seed)
     both = triggered + other
     batches = batches_of(model, both, batch_size)
     before = answer(model, both, batches)["error"].to_numpy()
@@ -168,22 +173,24 @@ def choose(
         error, gap = said["error"].to_numpy(), said["logit_diff"].to_numpy()[: len(triggered)]
         cost = max(0.0, _largest_cost(other, before[len(triggered) :], error[len(triggered) :]))
         wrong = float(error[: len(triggered)].mean())
-        return wrong + 2 * max(0.0, cost - TOLERATED) - PULL * float(gap.mean())
+        still = float(np.minimum(gap, 0).mean())
+        return wrong + 2 * max(0.0, cost - TOLERATED) - PULL * still
 
-    most = max(1, int(SHARE * model.n_layers * model.n_heads))
-    chosen: list[Head] = []
-    best = math.inf
     candidates = list(ranked[:CANDIDATES])
+    singles = {(how, head): objective([head], how) for how in HOWS for head in candidates}
+    how, first = min(singles, key=lambda each: round(singles[each], 2))
+    chosen, best = [first], singles[how, first]
+    candidates.remove(first)
+    most = max(1, int(SHARE * model.n_layers * model.n_heads))
     while len(chosen) < most and candidates:
-        scores = {head: objective([*chosen, head], GROWN_WITH) for head in candidates}
+        scores = {head: objective([*chosen, head], how) for head in candidates}
         head = min(scores, key=lambda each: scores[each])
-        if scores[head] >= best:
+        if scores[head] > best - LEAST_GAIN:
             break
         best = scores[head]
         chosen.append(head)
         candidates.remove(head)
-    scored = {how: objective(chosen, how) for how in HOWS}
-    return Choice(tuple(chosen), min(HOWS, key=lambda how: round(scored[how], 2)))
+    return Choice(tuple(chosen), how)
 
 
 def random_heads(
