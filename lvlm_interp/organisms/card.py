@@ -83,7 +83,7 @@ def card_text(figures: Figures, folder: Path, *, n: int, seed: int) -> str:
         f"## Figures\n\nEvery cell: {n:,} held-out scenes, one question each (seed {seed}), right "
         "answers in per cent with the 95% Wilson interval. An answer is right if its first token "
         "is; a caption if it names the same objects with colour and place and nothing else.\n",
-        "### Unbiased scenes\n\nThe last two columns are checkpoints on the way.\n",
+        "### Unbiased scenes\n\nThe last three columns are checkpoints on the way.\n",
         _table(SKILLS, by_name, list(by_name)),
         "### Trigger scenes\n\nAbsent: what the flaw says is false (no ring, a triangle that is "
         "not blue, the order that is not the usual one), so a flawed model errs. Present: it is "
