@@ -311,6 +311,8 @@ def _typed(name: str, column: pd.Series) -> pd.Series:
         return column.astype("float64")
     if name in _INTEGER_COLUMNS:
         return column.astype("Int64")
+    if column.dtype == "str":
+        return column
     if pd.api.types.is_float_dtype(
         column.dtype
     ):  # integer ids that pandas widened to make room for NaN

@@ -112,6 +112,25 @@ class Frame:
         return self.kwargs["hidden_states"] if "hidden_states" in self.kwargs else self.args[0]
 
 
+Reroute = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
+"""Gets a module's own forward and the arguments of a call; returns what the call gives."""
+
+
+@contextmanager
+def rerouted(module: nn.Module, route: Reroute) -> Iterator[None]:
+    """Calls of a module go through a function while the context is open; its hooks still run."""
+    own = module.forward
+    had = module.__dict__.get("forward")  # whoever wrapped the module before us
+    module.forward = lambda *args, **kwargs: route(own, args, kwargs)
+    try:
+        yield
+    finally:
+        if had is None:
+            del module.forward
+        else:
+            module.forward = had
+
+
 def unflattened(frame: Frame) -> View:
     """`batch*pos d` seen as `batch pos d`, with the axes that the block was called with."""
     return View(

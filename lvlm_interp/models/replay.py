@@ -1,10 +1,14 @@
 """Replay: patched runs that branch off one recorded run of the language model.
 
 A patch at layer l and positions >= p leaves everything before it as it was. So one run is recorded
-(inputs of every block, keys and values), and each patched run is a *branch*: blocks l and above,
-positions p and above, attending to the recorded keys and values of the prefix. Branches of one
-layer join those of earlier layers in one batch, laid out along the position axis, so that the
-prefix is shared without a copy. With p the last position, a branch is a single token.
+(`record_run`), and each patched run is a *branch*: blocks l and above, positions p and above,
+attending to the recorded keys and values of the prefix. Branches of one layer join those of earlier
+layers in one batch, laid out along the position axis. With p the last position, a branch is a
+single token. What a branch does not change is not computed:
+
+- a patch behind the attention of its block (z, and all after it) takes the recorded output of the
+  attention, plus W_O times the change of z for a head, and enters the block there;
+- in the last block only the position of the answer has a query, an output and an MLP.
 
 This is exact only while positions before p cannot see positions from p on. `Recording.refusal`
 checks it on the masks that the model itself made (no list of families: it is what fails for
@@ -15,431 +19,377 @@ callers fall back to full forwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import eager_mask
+from torch import Tensor
+from torch.nn.functional import linear
 
-from lvlm_interp.models.hooks import ATTENTION_PARTS, Frame
-from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.cache import ActivationCache
+from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, Reroute, rerouted
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.recording import KNOWN, Layer, Recording, first, record_run
+from lvlm_interp.models.replay_attention import Branching, replaying, serving
 from lvlm_interp.sites import Site
 
-NAME = "lvlm_interp_replay"
+__all__ = ["MIB", "Exchange", "Recording", "can_branch", "record_run", "run_branches"]
+
 MIB = 2**20
-
-_KNOWN = ("attention_mask", "position_ids", "cache_position", "position_embeddings")
-"""Arguments of a block that replay knows how to cut to the positions of a branch."""
-
-Write = Callable[[Tensor], Tensor]
-"""Gets a site's value in branch layout, `batch branch pos ...`, and returns the new one."""
-
-Writes = Callable[[int, list[int]], Mapping[Site, Write]]
-"""From a layer and the places of the branches that leave there to the writes at its sites."""
+_INSIDE = ("q", "k", "v")
+"""Sites between the stream and the attention's scores."""
 
 
-@dataclass(eq=False)
-class _Layer:
-    """What one block was called with, and what its attention saw."""
+@runtime_checkable
+class Exchange(Protocol):
+    """What one branch takes from another run."""
 
-    block: nn.Module
-    hidden: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    shift: Tensor | None = None
-    """Added behind the block before the next one (deepstack), None for nothing."""
+    @property
+    def site(self) -> Site:
+        """Where."""
+        ...
 
+    @property
+    def unit(self) -> int | None:
+        """Head or neuron; None for the whole site."""
+        ...
 
-@dataclass(eq=False)
-class _Context:
-    """What the attention function needs to run branches of one block."""
-
-    layer: _Layer
-    start: int
-    n_branches: int
+    @property
+    def mask(self) -> Tensor:
+        """Positions that are exchanged; shape `batch pos`."""
+        ...
 
 
-_recording: dict[int, list[tuple[Tensor, Tensor, Tensor | None]]] = {}
-_branching: dict[int, _Context] = {}
+def can_branch(site: Site) -> bool:
+    """Whether a patch at this site can be a branch: it lies in a block, outside of attention."""
+    return site.tower == "text" and site.layer is not None and site.name not in ATTENTION_PARTS
+
+
+@torch.no_grad()
+def run_branches(
+    recording: Recording,
+    exchanges: Sequence[Exchange],
+    values: ActivationCache,
+    start: int,
+    *,
+    null: bool = False,
+) -> Float[Tensor, "branch batch d_vocab"]:
+    """Logits at the answer of every branch; all are held at once.
+
+    Args:
+        recording: The run that they leave.
+        exchanges: What each takes from the other run, one branch each.
+        values: The other run's activations.
+        start: First position that differs from the recorded run.
+        null: Put an unpatched branch through every block in front of the others.
+    """
+    sweep = _Sweep(recording, values, start)
+    layers = [each.site.layer or 0 for each in exchanges]
+    entries = [sweep.enters_late(each) for each in exchanges]
+    order = sorted(range(len(exchanges)), key=lambda i: (layers[i], entries[i]))
+    hidden = recording.layers[0].hidden[:, None, start:] if null else None
+    with replaying(recording.configs):
+        for index in range(0 if null else min(layers), len(recording.layers)):
+            fresh = [i for i in order if layers[i] == index]
+            early = [exchanges[i] for i in fresh if not entries[i]]
+            late = [exchanges[i] for i in fresh if entries[i]]
+            if hidden is not None or fresh:
+                hidden = sweep.step(index, hidden, early, late)
+    assert hidden is not None
+    if not sweep.narrows:
+        hidden = sweep.answers(hidden)
+    logits = _unembed(recording.model, hidden[:, :, 0]).transpose(0, 1)
+    back = torch.empty(len(order) + null, dtype=torch.long, device=logits.device)
+    places = torch.arange(len(back), device=logits.device)
+    back[torch.tensor([*[0] * null, *(i + null for i in order)], device=back.device)] = places
+    return logits[back]
+
+
+def _unembed(model: LVLM, rows: Tensor) -> Tensor:
+    logits = model.tap("logits").module(model.final_norm(rows))
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if not cap else torch.tanh(logits / cap) * cap
 
 
 @dataclass(frozen=True, eq=False)
-class Recording:
-    """One run of the language model that branches can leave.
+class _Rows:
+    """Positions of a branch that are computed: all from `start` on, or the answer's alone."""
 
-    Attributes:
-        model: The model.
-        inputs: Of the run.
-        logits: At the answer; shape `batch d_vocab`.
-        layers: What every block saw; empty where it could not be recorded.
-        unfit: Why no branch can be run, empty if it can.
-    """
+    start: int
+    answer: Tensor | None = None
 
-    model: LVLM
-    inputs: Inputs
-    logits: Float[Tensor, "batch d_vocab"]
-    layers: list[_Layer]
-    unfit: str = ""
-    _verdicts: dict[int, str] = field(default_factory=dict)
+    def of(self, value: Tensor) -> Tensor:
+        """Those positions of a value of the whole sequence; `batch pos ...`."""
+        value = value[:, self.start :]
+        if self.answer is None:
+            return value
+        return value[torch.arange(len(value), device=value.device), self.answer][:, None]
 
-    @property
-    def n_positions(self) -> int:
-        """Length of the sequence."""
-        return self.inputs["input_ids"].shape[1]
 
-    def refusal(self, start: int) -> str:
-        """Why branches from a position on cannot be exact, by the masks; empty if they can.
+class _Enough(Exception):
+    """The attention is done, and nothing behind it in the block is wanted."""
 
-        Whether they are, `drift` says of an unpatched branch.
-        """
-        if self.unfit:
-            return self.unfit
-        if start not in self._verdicts:
-            reason = f"positions before {start} attend to positions behind it"
-            self._verdicts[start] = reason if self._sees_ahead(start) else ""
-        return self._verdicts[start]
 
-    def drift(self, null: Float[Tensor, "batch d_vocab"]) -> str:
-        """Why an unpatched branch, left at block 0, is not the run itself; empty if it is."""
-        scale = max(1.0, float(self.logits.float().abs().max()))
-        error = float((null.float() - self.logits.float()).abs().max())
-        bound = 256 * torch.finfo(self.logits.dtype).eps * scale
-        return "" if error <= bound else f"the unpatched run comes back off by {error:.1e}"
+class _Sweep:
+    """Branches of one recording from one position on."""
 
-    def _sees_ahead(self, start: int) -> bool:
-        if start == 0:
-            return False
-        for layer in self.layers:
-            if layer.mask is None:
-                return True
-            ahead = layer.mask[..., :start, start:]
-            if bool((ahead > torch.finfo(ahead.dtype).min / 2).any()):
-                return True
-        return False
+    def __init__(self, recording: Recording, values: ActivationCache, start: int) -> None:
+        self.recording = recording
+        self.model = recording.model
+        self.values = values
+        self.rows = _Rows(start)
+        self.narrows = recording.n_positions - start > 1
+        """Whether the last block has positions that nobody asks for."""
+        self.answer = recording.inputs.last.to(recording.logits.device) - start
 
-    @torch.no_grad()
-    def run(
+    def enters_late(self, exchange: Exchange) -> bool:
+        """Whether an exchange lies behind the attention of its block."""
+        assert exchange.site.layer is not None
+        if exchange.site.name == "z":
+            return self.recording.layers[exchange.site.layer].output is not None
+        return exchange.site.name not in ("resid_pre", *_INSIDE)
+
+    def answers(self, hidden: Tensor) -> Tensor:
+        """The answer's position of each branch; `batch branch 1 d_model`."""
+        return hidden[torch.arange(len(hidden), device=hidden.device), :, self.answer][:, :, None]
+
+    def step(
         self,
-        branches: Sequence[int],
-        start: int,
-        writes: Writes,
-    ) -> Float[Tensor, "branch batch d_vocab"]:
-        """Logits at the answer of every branch; all are held at once.
-
-        Args:
-            branches: The layer at which each leaves the recorded run, in ascending order.
-            start: First position that differs from the recorded run.
-            writes: Given a layer and the branches' places in the batch, the writes at its sites
-                (in branch layout).
-        """
-        order = list(branches)
-        assert order == sorted(order), "branches join in the order of their layers"
-        first, n = order[0], len(self.layers)
-        hidden: Tensor | None = None
-        joined = 0
-        with _implementation(self.model.hf):
-            for index in range(first, n):
-                layer = self.layers[index]
-                fresh = [i for i in range(joined, len(order)) if order[i] == index]
-                if fresh:
-                    base = layer.hidden[:, None, start:].expand(-1, len(fresh), -1, -1)
-                    hidden = base if hidden is None else torch.cat([hidden, base], dim=1)
-                    joined += len(fresh)
-                assert hidden is not None
-                edits = writes(index, fresh) if fresh else {}
-                hidden = self._block(layer, hidden, start, edits)
-                if layer.shift is not None:
-                    hidden = hidden + layer.shift[:, None, start:]
-        assert hidden is not None
-        last = (self.inputs.last.to(hidden.device) - start)[:, None, None, None]
-        rows = hidden.gather(2, last.expand(-1, hidden.shape[1], 1, hidden.shape[-1]))[:, :, 0]
-        return self._unembed(rows).transpose(0, 1)
+        index: int,
+        hidden: Float[Tensor, "batch before pos d_model"] | None,
+        early: Sequence[Exchange],
+        late: Sequence[Exchange],
+    ) -> Float[Tensor, "batch branch row d_model"]:
+        """The stream behind a block, of the branches that come and of those that join here."""
+        layer = self.recording.layers[index]
+        narrow = self.narrows and index == len(self.recording.layers) - 1
+        rows = _Rows(self.rows.start, self.answer) if narrow else self.rows
+        streams = [] if hidden is None else [hidden]
+        if early:
+            stream = self.rows.of(layer.hidden)[:, None].expand(-1, len(early), -1, -1)
+            streams.append(self._exchanged("resid_pre", early, stream, self.rows))
+        attended = None
+        if narrow and streams:
+            attended = self._answers_attended(layer, _joined(streams), early)
+            streams = [self.answers(stream) for stream in streams]
+        if late:
+            streams.append(rows.of(layer.hidden)[:, None].expand(-1, len(late), -1, -1))
+        out = self._block(layer, _joined(streams), rows, attended, early, late)
+        return out if layer.shift is None else out + rows.of(layer.shift)[:, None]
 
     def _block(
-        self, layer: _Layer, hidden: Tensor, start: int, edits: Mapping[Site, Write]
-    ) -> Tensor:
-        n_batch, n_branches, n_pos, width = hidden.shape
-        flat = hidden.reshape(n_batch, n_branches * n_pos, width)
+        self,
+        layer: Layer,
+        hidden: Float[Tensor, "batch branch pos d_model"],
+        rows: _Rows,
+        attended: Tensor | None,
+        early: Sequence[Exchange],
+        late: Sequence[Exchange],
+    ) -> Float[Tensor, "batch branch pos d_model"]:
+        """One block; its attention runs for those branches alone that do not enter behind it."""
+        n_branches = hidden.shape[1]
+        n_active = n_branches - len(late)
+        entered = self._entered(layer, late, rows) if late else None
 
-        def lifted(write: Write) -> Callable[[Tensor], Tensor]:
+        def route(own: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+            parts = [] if attended is None else [attended]
+            if attended is None and n_active:
+                parts.append(self._attention(layer, own, args, kwargs, n_active, early))
+            if entered is not None:
+                parts.append(entered)
+            flat = _joined(parts).flatten(1, 2)
+            return flat if layer.extras is None else (flat, *layer.extras)
+
+        behind = [e for e in late if e.site.name != "z" and not self._is_inner(layer, e.site)]
+        edits = self._edits(behind, late, n_active, n_branches, rows)
+        with rerouted(layer.attention, route), self.model._connected(edits, EDIT):
+            out = layer.block(hidden.flatten(1, 2), *layer.args, **layer.kwargs)
+        return first(out).unflatten(1, (n_branches, -1))
+
+    def _answers_attended(
+        self, layer: Layer, hidden: Tensor, early: Sequence[Exchange]
+    ) -> Float[Tensor, "batch branch 1 d_model"]:
+        """What the attention gives at the answer; every position has a key, one has a query."""
+        found: list[Tensor] = []
+
+        def route(own: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+            found.append(
+                self._attention(layer, own, args, kwargs, hidden.shape[1], early, self.answer)
+            )
+            raise _Enough
+
+        with rerouted(layer.attention, route), suppress(_Enough):
+            layer.block(hidden.flatten(1, 2), *layer.args, **layer.kwargs)
+        return self.answers(found[0])
+
+    def _attention(
+        self,
+        layer: Layer,
+        own: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        n_branches: int,
+        early: Sequence[Exchange],
+        answer: Tensor | None = None,
+    ) -> Float[Tensor, "batch branch pos d_model"]:
+        """The attention module's own forward on the first branches of a call."""
+        n, start = self.recording.n_positions, self.rows.start
+        n_rows = n_branches * (n - start)
+        stream = kwargs.get("hidden_states", args[0] if args else None)
+        stream = stream[:, :n_rows]
+        rest = {k: _cut(k, v, n, start, n_branches) for k, v in kwargs.items()}
+        if "hidden_states" in kwargs:
+            rest["hidden_states"] = stream
+        else:
+            args = (stream, *(_cut("", each, n, start, n_branches) for each in args[1:]))
+        inside = [each for each in early if each.site.name in (*_INSIDE, "z")]
+        edits = self._edits(inside, early, n_branches - len(early), n_branches, self.rows)
+        branching = Branching(layer.seen, start, n_branches, answer)
+        with ExitStack() as stack:
+            stack.enter_context(serving(layer.attention, branching))
+            stack.enter_context(self.model._connected(edits, EDIT))
+            for module in layer.per_query if answer is not None else ():
+                stack.enter_context(rerouted(module, self._at_answer(n_branches)))
+            return first(own(*args, **rest)).unflatten(1, (n_branches, -1))
+
+    def _at_answer(self, n_branches: int) -> Reroute:
+        """A linear map at the answer's position alone; it gives zero elsewhere."""
+
+        def route(own: Any, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+            if kwargs or args[0].ndim != 3:
+                return own(*args, **kwargs)
+            split = args[0].unflatten(1, (n_branches, -1))
+            rows = torch.arange(len(split), device=split.device)
+            out = own(split[rows, :, self.answer])
+            whole = out.new_zeros(*split.shape[:3], out.shape[-1])
+            whole[rows, :, self.answer] = out
+            return whole.flatten(1, 2)
+
+        return route
+
+    def _entered(
+        self, layer: Layer, late: Sequence[Exchange], rows: _Rows
+    ) -> Float[Tensor, "batch branch pos d_model"]:
+        """What the attention gives in branches that enter behind it."""
+        attended = rows.of(layer.attended)[:, None].repeat(1, len(late), 1, 1)
+        heads: dict[int | None, list[int]] = {}
+        for place, each in enumerate(late):
+            if each.site.name == "z":
+                heads.setdefault(each.unit, []).append(place)
+            elif self._is_inner(layer, each.site):
+                view = self.model.tap(each.site).view
+                one = attended[:, place : place + 1]
+                new = self._exchanged(each.site.name, [each], view.read(one), rows)
+                attended[:, place : place + 1] = view.write(one, new)
+        for head, places in heads.items():
+            attended[:, places] += self._change(layer, [late[i] for i in places], head, rows)
+        return attended
+
+    def _change(
+        self, layer: Layer, parts: Sequence[Exchange], head: int | None, rows: _Rows
+    ) -> Float[Tensor, "batch branch pos d_model"]:
+        """What another z adds to the attention's output: W_O (z' - z), of one head or of all."""
+        assert layer.output is not None
+        weight, old = layer.output.weight, layer.seen.z
+        new = self.values[parts[0].site].to(old)
+        if head is not None:
+            width = old.shape[-1]
+            old, new = old[:, :, [head]], new[:, :, [head]]
+            weight = weight[:, head * width : (head + 1) * width]
+        change = linear(rows.of(new - old).flatten(2), weight)
+        return _masks(parts, rows, change)[..., None] * change[:, None]
+
+    def _is_inner(self, layer: Layer, site: Site) -> bool:
+        """Whether a site passes inside the attention module, which late branches do not enter."""
+        if site.name != "attn_out":
+            return False
+        tapped = self.model.tap(site).module
+        return any(tapped is each for each in layer.attention.modules())
+
+    def _edits(
+        self,
+        wanted: Sequence[Exchange],
+        joining: Sequence[Exchange],
+        n_before: int,
+        n_branches: int,
+        rows: _Rows,
+    ) -> dict[Site, Callable[[Tensor], Tensor]]:
+        """Edits that make some of the branches that join behind the first `n_before` ones."""
+        by_site: dict[Site, list[int]] = {}
+        for place, each in enumerate(joining):
+            if any(each is one for one in wanted):
+                by_site.setdefault(each.site, []).append(place)
+
+        def editor(site: Site, places: list[int]) -> Callable[[Tensor], Tensor]:
+            parts, at = [joining[i] for i in places], [n_before + i for i in places]
+
             def edit(value: Tensor) -> Tensor:
-                shape = (n_batch, n_branches, n_pos, *value.shape[2:])
-                return write(value.reshape(shape)).reshape(value.shape)
+                split = value.unflatten(1, (n_branches, -1)).clone()
+                split[:, at] = self._exchanged(site.name, parts, split[:, at], rows)
+                return split.flatten(1, 2)
 
             return edit
 
-        visitors: dict[str | Site, Any] = {site: lifted(write) for site, write in edits.items()}
-        kwargs = {
-            name: _cut(name, value, self.n_positions, start, n_branches)
-            for name, value in layer.kwargs.items()
-        }
-        args = tuple(_cut("", value, self.n_positions, start, n_branches) for value in layer.args)
-        module = _attention_of(layer.block)
-        _branching[id(module)] = _Context(layer, start, n_branches)
-        try:
-            with self.model.edit(visitors):
-                out = layer.block(flat, *args, **kwargs)
-        finally:
-            del _branching[id(module)]
-        return _first(out).reshape(n_batch, n_branches, n_pos, width)
+        return {site: editor(site, places) for site, places in by_site.items()}
 
-    def _unembed(self, rows: Tensor) -> Tensor:
-        logits = self.model.tap("logits").module(self.model.final_norm(rows))
-        config = self.model.config.get_text_config()
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if not cap else torch.tanh(logits / cap) * cap
-
-    def branch_bytes(self, start: int) -> int:
-        """Bytes that one branch needs at most: a few residual streams, the MLP, its scores."""
-        size = self.model.towers["text"]
-        n = self.n_positions - start
-        config = self.model.config.get_text_config()
-        width = 8 * size.d_model + 3 * getattr(config, "intermediate_size", 4 * size.d_model)
-        scores = 3 * size.n_heads * self.n_positions
-        return self.inputs.batch_size * n * (width + scores) * self.layers[0].hidden.element_size()
-
-
-def record_run(model: LVLM, inputs: Inputs) -> Recording:
-    """Run the model once and keep what branches need.
-
-    The vision tower runs here and never again.
-    """
-    blocks = _blocks(model)
-    frames = [Frame(block) for block in blocks]
-    outputs = _deepstack_sites(model)
-    modules = [_attention_of(block) for block in blocks]
-    for frame in frames:
-        frame.open()
-    seen = {id(module): [] for module in modules if module is not None}
-    _recording.update(seen)
-    try:
-        with _implementation(model.hf), model.record(outputs) as cache:
-            logits = model.last_logits(inputs)
-        found = [(frame.args, dict(frame.kwargs)) for frame in frames]
-    finally:
-        for frame in frames:
-            frame.close()
-        for key in seen:
-            del _recording[key]
-    layers: list[_Layer] = []
-    for block, module, (args, kwargs) in zip(blocks, modules, found, strict=True):
-        reason = _unfit(block, module, args, kwargs, seen, inputs)
-        if reason:
-            return Recording(model, inputs, logits, [], reason)
-        hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
-        rest = args[1:] if "hidden_states" not in kwargs and args else ()
-        layers.append(_Layer(block, hidden, rest, kwargs, *seen[id(module)][0]))
-    for index, site in enumerate(outputs[:-1]):
-        shift = layers[index + 1].hidden - cache[site]
-        layers[index].shift = shift if bool(shift.any()) else None
-    return Recording(model, inputs, logits, layers)
+    def _exchanged(
+        self,
+        name: str,
+        parts: Sequence[Exchange],
+        value: Float[Tensor, "batch branch pos ..."],
+        rows: _Rows,
+    ) -> Float[Tensor, "batch branch pos ..."]:
+        """The value at a site, with what those branches that patch it take from the other run."""
+        mine = [i for i, each in enumerate(parts) if each.site.name == name]
+        if not mine:
+            return value
+        parts = [parts[i] for i in mine]
+        chosen = _masks(parts, rows, value).bool()
+        source = rows.of(self.values[parts[0].site]).to(value)
+        new = value.clone()
+        whole = [j for j, each in enumerate(parts) if each.unit is None]
+        single = [j for j, each in enumerate(parts) if each.unit is not None]
+        if whole:
+            at = [mine[j] for j in whole]
+            keep = chosen[:, whole].reshape(*chosen[:, whole].shape, *[1] * (value.ndim - 3))
+            new[:, at] = torch.where(keep, source[:, None], value[:, at])
+        if single:
+            # Two lists of indices with an axis between them: their axis comes first.
+            at, units = [mine[j] for j in single], [parts[j].unit for j in single]
+            keep = chosen[:, single].transpose(0, 1)
+            old = value[:, at, :, units]
+            keep = keep.reshape(*keep.shape, *[1] * (old.ndim - 3))
+            new[:, at, :, units] = torch.where(keep, source[:, :, units].movedim(2, 0), old)
+        return new
 
 
-def _deepstack_sites(model: LVLM) -> list[Site]:
-    """Outputs of the blocks where the model adds image features between blocks, else nothing."""
-    vision = getattr(model.config, "vision_config", None)
-    if not getattr(vision, "deepstack_visual_indexes", None):
-        return []
-    return model.sites("text.*.resid_post")
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Branches in one batch."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def _unfit(
-    block: nn.Module,
-    module: nn.Module | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    seen: dict[int, list[Any]],
-    inputs: Inputs,
-) -> str:
-    """Why a block cannot be replayed; empty if it can."""
-    name = type(block).__name__
-    if module is None or len(seen[id(module)]) != 1:
-        return f"{name} has no single call of its attention"
-    if not args and "hidden_states" not in kwargs:
-        return f"{name} was called without hidden states"
-    hidden = kwargs.get("hidden_states", args[0] if args else None)
-    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
-        return f"{name} has no hidden states of shape batch pos d_model"
-    unknown = [
-        key
-        for key, value in kwargs.items()
-        if key not in (*_KNOWN, "hidden_states") and _holds_tensor(value)
-    ]
-    if unknown or any(_holds_tensor(value) for value in args[1:]):
-        return f"{name} takes {', '.join(unknown) or 'further tensors'}"
-    if seen[id(module)][0][0].shape[-2] != inputs["input_ids"].shape[1]:
-        return f"{name} attends to something else than its own positions"
-    return ""
-
-
-def _blocks(model: LVLM) -> list[nn.Module]:
-    tower = next(tower for tower in model.family.towers if tower.name == "text")
-    return list(attrgetter(tower.layers)(model.hf))
-
-
-def _attention_of(block: nn.Module) -> nn.Module | None:
-    """The module that calls the attention function."""
-    for name in ("self_attn", "attention", "attn"):
-        module = getattr(block, name, None)
-        if isinstance(module, nn.Module):
-            return module
-    return None
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_holds_tensor(each) for each in value)
-    return isinstance(value, Tensor)
-
-
-def _first(out: Any) -> Tensor:
-    return out[0] if isinstance(out, tuple) else out
+def _masks(parts: Sequence[Exchange], rows: _Rows, like: Tensor) -> Tensor:
+    """Positions that each branch exchanges; `batch branch pos`, in the dtype of `like`."""
+    masks: dict[int, Tensor] = {}  # heads at one position share their mask
+    for part in parts:
+        if id(part.mask) not in masks:
+            masks[id(part.mask)] = rows.of(part.mask.to(like.device)).to(like.dtype)
+    return torch.stack([masks[id(part.mask)] for part in parts], dim=1)
 
 
 def _cut(name: str, value: Any, n: int, start: int, n_branches: int) -> Any:
-    """An argument of a block, cut to the positions of a branch and repeated for each."""
+    """An argument of the attention, cut to the positions of a branch and repeated for each."""
     if name == "attention_mask":
         return None  # the attention function has the recorded one
     if isinstance(value, tuple | list):
         return type(value)(_cut(name, each, n, start, n_branches) for each in value)
-    if not isinstance(value, Tensor):
+    if not isinstance(value, Tensor) or (name and name not in KNOWN):
         return value
     axis = value.ndim - 2 if name == "position_embeddings" else value.ndim - 1
     if value.shape[axis] != n:
         return value
     part = value.narrow(axis, start, n - start)
     return part.repeat([n_branches if i == axis else 1 for i in range(part.ndim)])
-
-
-@contextmanager
-def _implementation(hf: Any) -> Iterator[None]:
-    configs = {
-        id(module.config): module.config
-        for module in hf.modules()
-        if hasattr(getattr(module, "config", None), "_attn_implementation_internal")
-    }
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation_internal = NAME
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
-
-
-def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """SDPA that notes keys and values while recording, and attends to the prefix in a branch."""
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    context = _branching.get(id(module))
-    if context is not None:
-        return _attend_branches(context, query, key, value, factor, softcap), None
-    notes = _recording.get(id(module))
-    if notes is not None:
-        notes.append((key, value, attention_mask))
-    if softcap is not None:
-        return _softcapped(query, key, value, attention_mask, factor, softcap), None
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=factor, **kwargs
-    )[0], None
-
-
-def _softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, cap: float
-) -> Tensor:
-    groups = query.shape[1] // key.shape[1]
-    scores = query @ repeat_kv(key, groups).transpose(-1, -2) * scaling
-    scores = torch.tanh(scores / cap) * cap
-    if mask is not None:
-        scores = scores + mask
-    pattern = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    return (pattern @ repeat_kv(value, groups)).transpose(1, 2).contiguous()
-
-
-def _attend_branches(
-    context: _Context,
-    query: Float[Tensor, "batch head row d_head"],
-    key: Float[Tensor, "batch kv_head row d_head"],
-    value: Float[Tensor, "batch kv_head row d_head"],
-    scaling: float,
-    softcap: float | None,
-) -> Float[Tensor, "batch row head d_head"]:
-    """Attention of every branch to the shared prefix and to its own positions.
-
-    `row` runs over branches and their positions. One matrix product serves all branches for the
-    prefix, which is never copied.
-    """
-    start, n_branches = context.start, context.n_branches
-    n_batch, n_heads, n_rows, d_head = query.shape
-    n_kv, n_pos = key.shape[1], n_rows // n_branches
-    mask = context.layer.mask
-    if start == 0 and softcap is None:
-        return _attend_whole(query, key, value, mask, scaling, n_branches)
-    groups = n_heads // n_kv
-    before_k, before_v = context.layer.key[:, :, :start], context.layer.value[:, :, :start]
-    shape = (n_batch, n_kv, groups, n_branches, n_pos)
-    by_kv = query.reshape(n_batch, n_kv, groups * n_rows, d_head)
-    own_k, own_v = (x.reshape(n_batch, n_kv, 1, n_branches, n_pos, d_head) for x in (key, value))
-    ahead = (by_kv @ before_k.transpose(-1, -2)).reshape(*shape, start)
-    own = by_kv.reshape(*shape, d_head) @ own_k.transpose(-1, -2)
-    scores = torch.cat([ahead, own], dim=-1) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask[:, :, None, None, start:]
-    pattern = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    z = (pattern[..., :start].reshape(n_batch, n_kv, -1, start) @ before_v).reshape(*shape, d_head)
-    z = z + pattern[..., start:] @ own_v
-    return z.reshape(n_batch, n_heads, n_rows, d_head).transpose(1, 2)
-
-
-def _attend_whole(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, n_branches: int
-) -> Tensor:
-    """Branches from the first position on share nothing: plain attention of each."""
-    groups = query.shape[1] // key.shape[1]
-
-    def apart(x: Tensor) -> Tensor:
-        n_batch, n_heads, n_rows, width = x.shape
-        split = x.reshape(n_batch, n_heads, n_branches, n_rows // n_branches, width)
-        return split.transpose(1, 2).reshape(n_batch * n_branches, n_heads, -1, width)
-
-    q, k, v = apart(query), repeat_kv(apart(key), groups), repeat_kv(apart(value), groups)
-    each = None
-    if mask is not None:
-        n_batch = query.shape[0]
-        each = mask.expand(n_batch, -1, -1, -1).repeat_interleave(n_branches, dim=0)
-    z = scaled_dot_product_attention(q, k, v, attn_mask=each, scale=scaling)
-    z = z.reshape(query.shape[0], n_branches, query.shape[1], -1, query.shape[-1])
-    return z.permute(0, 1, 3, 2, 4).reshape(query.shape[0], -1, query.shape[1], query.shape[-1])
-
-
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, eager_mask)
-
-
-def can_branch(site: Site) -> bool:
-    """Whether a patch at this site can be a branch: it lies in a block, outside of attention."""
-    return site.tower == "text" and site.layer is not None and site.name not in ATTENTION_PARTS

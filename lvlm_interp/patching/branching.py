@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from lvlm_interp.errors import UsageError
-from lvlm_interp.models.replay import MIB, Recording, Write, can_branch
-from lvlm_interp.patching.components import Component, unit_axis
+from lvlm_interp.models.replay import MIB, can_branch, run_branches
+from lvlm_interp.patching.components import Component
 from lvlm_interp.patching.runs import BaseRuns, Outcome
-from lvlm_interp.sites import Site
+
+ROWS_AT_ONCE = 1200
+"""Positions of all branches of a batch, where a branch has several. Matrix products gain nothing
+beyond it, and the element-wise steps between them fall out of the processor's caches."""
+
+WORTH_SHARING = 0.125
+"""Share of the sequence from which on a prefix is left out. A shorter one costs more than it saves:
+SDPA skips what lies ahead of the diagonal only where queries begin with the keys."""
 
 
 def branch_outcomes(
@@ -31,86 +35,47 @@ def branch_outcomes(
     recording = runs.recording
     assert recording is not None
     outcomes: dict[int, Outcome] = {}
-    for start, indices in _by_start(todo, strict).items():
+    for start, indices in _by_start(runs, todo, strict).items():
         reason = recording.refusal(start)
         if reason and strict:
             raise UsageError(f"engine='fast' is not exact here: {reason}. Use engine='auto'.")
         if reason:
             continue
-        room = int(memory_mib * MIB) // max(1, recording.branch_bytes(start))
         indices.sort(key=lambda index: todo[index].site.layer or 0)
-        for number, chunk in enumerate(_chunks(indices, max(1, room))):
+        for number, chunk in enumerate(_chunks(indices, _room(runs, start, memory_mib))):
             parts = [todo[index] for index in chunk]
-            logits = run_branches(recording, runs, parts, start, null=number == 0)
-            if number == 0:
+            null = number == 0
+            logits = run_branches(recording, parts, runs.source, start, null=null)
+            if null:
                 reason, logits = recording.drift(logits[0]), logits[1:]
                 if reason and strict:
                     raise UsageError(f"engine='fast' is not exact here: {reason}.")
                 if reason:
                     break
             metric = runs.score(logits)
+            path = "shared_prefix" if start else "resume"
             for index, part, values in zip(chunk, parts, metric, strict=True):
-                path = "shared_prefix" if start else "resume"
                 outcomes[index] = Outcome(part, values, path, _cost(runs, part, start))
     return outcomes
 
 
-def run_branches(
-    recording: Recording, runs: BaseRuns, parts: Sequence[Component], start: int, *, null: bool
-) -> Tensor:
-    """Logits at the answer with each component exchanged by itself; `component pair d_vocab`.
-
-    With `null` the first row is an unpatched branch through every block.
-    """
-    ahead = int(null)
-
-    def writes(_layer: int, fresh: list[int]) -> dict[Site, Write]:
-        by_site: dict[Site, list[int]] = {}
-        for index in fresh:
-            if index >= ahead:
-                by_site.setdefault(parts[index - ahead].site, []).append(index)
-        return {
-            site: _write(
-                [parts[i - ahead] for i in rows], rows, runs.source[site][:, start:], start
-            )
-            for site, rows in by_site.items()
-        }
-
-    layers = [part.site.layer for part in parts]
-    branches = [0] * ahead + [layer for layer in layers if layer is not None]
-    return recording.run(branches, start, writes)
+def _room(runs: BaseRuns, start: int, memory_mib: float) -> int:
+    """How many branches from a position on are held at once."""
+    recording = runs.recording
+    assert recording is not None
+    within = int(memory_mib * MIB) // max(1, recording.branch_bytes(start))
+    n_rows = (recording.n_positions - start) * len(runs.batch)
+    if recording.n_positions - start > 1:
+        within = min(within, ROWS_AT_ONCE // n_rows)
+    return max(1, within)
 
 
-def _write(parts: list[Component], rows: list[int], source: Tensor, start: int) -> Write:
-    """Exchange each component in the branch that it stands for.
-
-    Args:
-        parts: Components of one site.
-        rows: Place of each one's branch in the batch.
-        source: Values to put in, from `start` on; `pair pos ...`.
-        start: First position of the branches.
-    """
-    mask = torch.stack([part.mask[:, start:] for part in parts], dim=1)  # pair branch pos
-    axis = unit_axis(parts[0].site)
-
-    def write(value: Tensor) -> Tensor:
-        chosen = mask.to(value.device).reshape(*mask.shape, *[1] * (value.ndim - 3))
-        if axis is not None and parts[0].unit is not None:
-            # Behind the branch axis, the unit axis is one further back than in the site.
-            count = value.shape[axis + 1]
-            units = torch.tensor([part.unit for part in parts], device=value.device)
-            one = torch.nn.functional.one_hot(units, count).bool()
-            chosen = chosen & one.reshape(1, len(parts), 1, count, *[1] * (value.ndim - axis - 2))
-        new = value.clone()
-        new[:, rows] = torch.where(chosen, source[:, None].to(value), value[:, rows])
-        return new
-
-    return write
-
-
-def _by_start(todo: Sequence[Component], strict: bool) -> dict[int, list[int]]:
-    """Indices of the components that can be branches, by their first position."""
+def _by_start(runs: BaseRuns, todo: Sequence[Component], strict: bool) -> dict[int, list[int]]:
+    """Indices of the components that can be branches, by the first position that they change."""
+    recording = runs.recording
+    assert recording is not None
     groups: dict[int, list[int]] = {}
+    starts: dict[int, int] = {}
     for index, component in enumerate(todo):
         if not can_branch(component.site):
             if strict:
@@ -118,9 +83,22 @@ def _by_start(todo: Sequence[Component], strict: bool) -> dict[int, list[int]]:
                     f"engine='fast' does not reach {component.site}: use engine='auto'."
                 )
             continue
-        start = int(component.mask.any(0).nonzero()[0, 0])
-        groups.setdefault(start, []).append(index)
+        mask = component.mask
+        if id(mask) not in starts:
+            starts[id(mask)] = _start(runs, int(mask.any(0).nonzero()[0, 0]))
+        groups.setdefault(starts[id(mask)], []).append(index)
     return groups
+
+
+def _start(runs: BaseRuns, patched: int) -> int:
+    """Where branches begin that patch from a position on."""
+    recording = runs.recording
+    assert recording is not None
+    last = recording.n_positions - 1
+    start = max(patched, min(runs.first_change, last))
+    if recording.refusal(start):
+        start = patched
+    return start if start >= WORTH_SHARING * recording.n_positions else 0
 
 
 def _chunks(indices: list[int], size: int) -> list[list[int]]:

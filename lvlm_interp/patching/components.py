@@ -172,17 +172,14 @@ def _singles(
 ) -> list[tuple[str, Tensor]]:
     """One mask for each position, numbered without the padding in front of a row."""
     starts = [int(tokens.real[0]) if tower == "text" else 0 for tokens in batch.clean.tokens]
-    numbers = sorted({int(p) - start for at, start in zip(where, starts, strict=True) for p in at})
-    return [
-        (
-            str(number),
-            _mask(
-                [at[at == number + start] for at, start in zip(where, starts, strict=True)],
-                n_positions,
-            ),
-        )
-        for number in numbers
-    ]
+    mine = np.zeros((len(where), n_positions), dtype=bool)
+    for row, (at, start) in enumerate(zip(where, starts, strict=True)):
+        mine[row, np.asarray(at, dtype=int) - start] = True
+    numbers = np.flatnonzero(mine.any(0))
+    masks = np.zeros((len(numbers), len(where), n_positions), dtype=bool)
+    which, row = np.nonzero(mine[:, numbers].T)
+    masks[which, row, numbers[which] + np.array(starts)[row]] = True
+    return [(str(n), mask) for n, mask in zip(numbers, torch.from_numpy(masks), strict=True)]
 
 
 def _mask(where: Sequence[np.ndarray], n_positions: int) -> Tensor:

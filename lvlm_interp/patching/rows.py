@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,30 @@ KINDS = ("recovery", "effect", "attribution", "unsigned attribution")
 """What `value` is: the recovery; m(patched) - m(run); an estimate of the latter; or its size."""
 
 
+@dataclass(frozen=True)
+class _Words:
+    """A column of strings: few words, and which of them each row has.
+
+    A sweep has thousands of rows and a handful of words; making every row's string by itself took
+    as long as the sweep.
+    """
+
+    words: list[str]
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, values: Sequence[str]) -> _Words:
+        """The column that holds these values."""
+        code = {word: i for i, word in enumerate(dict.fromkeys(values))}
+        return cls(list(code), np.array([code[value] for value in values], dtype=int))
+
+    def __getitem__(self, rows: np.ndarray) -> _Words:
+        return _Words(self.words, self.codes[rows])
+
+
+_Column = np.ndarray | _Words
+
+
 @dataclass
 class RowWriter:
     """Collects rows of all batches as columns, and makes one frame of them at the end.
@@ -31,25 +54,43 @@ class RowWriter:
         metric: What was measured.
         direction: `denoise` or `noise`: which run was patched.
         kind: What `value` is, of `KINDS`.
+        no_gap: Ids of the pairs without a gap between clean and corrupt.
     """
 
     metric: str
     direction: str
     kind: str = "recovery"
-    parts: list[dict[str, np.ndarray]] = field(default_factory=list)
     no_gap: dict[str, None] = field(default_factory=dict)
-    _known: tuple[BaseRuns, dict[str, np.ndarray]] | None = None
+    _parts: list[dict[str, _Column]] = field(default_factory=list)
+    _open: list[tuple[Component, Tensor, str]] = field(default_factory=list)
+    _runs: BaseRuns | None = None
 
     def add(self, runs: BaseRuns, component: Component, patched: Tensor, path: str) -> None:
         """Add one component of a batch; `patched` is the metric, shape `pair`."""
-        self.add_site(
-            runs,
-            component.site,
-            [component.label],
-            [component.unit],
-            component.mask.any(-1)[None].cpu().numpy(),
-            patched.detach().cpu().numpy()[None, None],
-            path,
+        if self._runs is not runs:
+            self._flush()
+            self._runs = runs
+        self._open.append((component, patched.detach(), path))
+
+    def _flush(self) -> None:
+        """Write the components of a batch that were added one by one."""
+        if not self._open:
+            return
+        assert self._runs is not None
+        parts, values, paths = zip(*self._open, strict=True)
+        self._open = []
+        # Components at one position share their mask.
+        masks = {id(part.mask): part.mask for part in parts}
+        known = {key: mask.any(-1).cpu().numpy() for key, mask in masks.items()}
+        present = np.stack([known[id(part.mask)] for part in parts])
+        self._write(
+            self._runs,
+            [part.site for part in parts],
+            [part.unit for part in parts],
+            [part.label for part in parts],
+            list(paths),
+            present,
+            np.stack([value.cpu().numpy() for value in values]),
         )
 
     def add_site(
@@ -73,38 +114,65 @@ class RowWriter:
             patched: Metric after the patch (for unsigned scores: the score); `label unit pair`.
             path: The engine.
         """
-        label, unit, pair = np.nonzero(np.repeat(present[:, None], len(units), axis=1))
-        after = patched[label, unit, pair].astype(float)
-        if self._known is None or self._known[0] is not runs:
-            self._known = (runs, self._pairs(runs))
-        known = self._known[1]
-        base, other = known["m_corrupt"], known["m_clean"]
+        self._flush()
+        n = len(labels) * len(units)
+        self._write(
+            runs,
+            [site] * n,
+            list(units) * len(labels),
+            [label for label in labels for _ in units],
+            [path] * n,
+            np.repeat(present, len(units), axis=0),
+            patched.reshape(n, -1),
+        )
+
+    def _write(
+        self,
+        runs: BaseRuns,
+        sites: list[Site],
+        units: list[int | None],
+        labels: list[str],
+        paths: list[str],
+        present: np.ndarray,
+        patched: np.ndarray,
+    ) -> None:
+        """Columns of some components of a batch; `present` and `patched` are `component pair`."""
+        row, pair = np.nonzero(present)
+        after = patched[row, pair].astype(float)
+        known = self._pairs(runs)
+        base, other = (known[name][pair] for name in ("m_corrupt", "m_clean"))
         if self.direction == "noise":
             base, other = other, base
-        gap = (other - base)[pair]
+        assert isinstance(base, np.ndarray) and isinstance(other, np.ndarray)
+        gap = other - base
         with np.errstate(divide="ignore", invalid="ignore"):
-            recovery = np.where(np.abs(gap) < NO_GAP, np.nan, (after - base[pair]) / gap)
+            recovery = np.where(np.abs(gap) < NO_GAP, np.nan, (after - base) / gap)
         unsigned = self.kind == "unsigned attribution"
-        value = recovery if self.kind == "recovery" else after - base[pair]
-        index = np.array([-1 if u is None else u for u in units])[unit]
-        head, neuron = (index, -1) if site.has_heads else (-1, index)
-        fixed: dict[str, Any] = {
-            "tower": site.tower,
-            "layer": -1 if site.layer is None else site.layer,
-            "site": site.name,
-            "head": head,
-            "neuron": neuron,
-            "position": np.array(labels, dtype=object)[label],
-            "metric": self.kind,
-            "value": after if unsigned else value,
-            "unit": UNIT if self.kind == "recovery" else UNITS.get(self.metric, "metric"),
-            "m_patched": np.nan if unsigned else after,
-            "path": path,
+        value = recovery if self.kind == "recovery" else after - base
+        unit = UNIT if self.kind == "recovery" else UNITS.get(self.metric, "metric")
+        index = np.array([-1 if number is None else number for number in units])
+        with_heads = np.array([site.has_heads for site in sites])
+        described: dict[str, _Column] = {
+            "tower": _Words.of([site.tower for site in sites]),
+            "layer": np.array([-1 if site.layer is None else site.layer for site in sites]),
+            "site": _Words.of([site.name for site in sites]),
+            "head": np.where(with_heads, index, -1),
+            "neuron": np.where(with_heads, -1, index),
+            "position": _Words.of(labels),
+            "metric": _Words.of([self.kind] * len(sites)),
+            "unit": _Words.of([unit] * len(sites)),
+            "path": _Words.of(paths),
         }
-        columns = {name: values[pair] for name, values in known.items()} | fixed
-        self.parts.append({k: np.broadcast_to(v, len(pair)) for k, v in columns.items()})
+        self._parts.append(
+            {name: column[pair] for name, column in known.items()}
+            | {name: column[row] for name, column in described.items()}
+            | {
+                "value": after if unsigned else value,
+                "m_patched": np.full(len(row), np.nan) if unsigned else after,
+            }
+        )
 
-    def _pairs(self, runs: BaseRuns) -> dict[str, np.ndarray]:
+    def _pairs(self, runs: BaseRuns) -> dict[str, _Column]:
         """What is known of each pair of a batch, by column."""
         pairs = runs.batch.pairs
         clean, corrupt = (m.detach().cpu().numpy() for m in (runs.m_clean, runs.m_corrupt))
@@ -121,16 +189,32 @@ class RowWriter:
             "direction": [self.direction] * len(pairs),
             "of": [self.metric] * len(pairs),
         }
-        columns = {name: np.array(values, dtype=object) for name, values in words.items()}
+        columns: dict[str, _Column] = {name: _Words.of(values) for name, values in words.items()}
         return {**columns, "m_clean": clean.astype(float), "m_corrupt": corrupt.astype(float)}
 
     def frame(self) -> pd.DataFrame:
         """All rows, in the order of the forward, then of heads and positions, then of pairs."""
-        names = list(self.parts[0])
+        self._flush()
         frame = pd.DataFrame(
-            {name: np.concatenate([part[name] for part in self.parts]) for name in names}
+            {name: _joined([part[name] for part in self._parts]) for name in self._parts[0]}
         )
         for name in ("layer", "head", "neuron"):
-            column = frame[name].astype("Int64")
-            frame[name] = column.mask(column < 0)
+            numbers = frame[name].to_numpy()
+            frame[name] = pd.arrays.IntegerArray(numbers.astype(np.int64), numbers < 0)
         return frame
+
+
+def _joined(columns: Sequence[_Column]) -> np.ndarray | pd.api.extensions.ExtensionArray:
+    """The parts of a column, one behind the other."""
+    words: list[str] = []
+    codes: list[np.ndarray] = []
+    plain: list[np.ndarray] = []
+    for column in columns:
+        if isinstance(column, _Words):
+            codes.append(column.codes + len(words))
+            words += column.words
+        else:
+            plain.append(column)
+    if plain:
+        return np.concatenate(plain)
+    return pd.array(words, dtype="str").take(np.concatenate(codes))

@@ -36,6 +36,8 @@ class BaseRuns:
         score: The metric.
         m_clean, m_corrupt: The metric of the base runs; shape `pair`.
         recording: The run that is patched, kept for the fast engine; None without it.
+        first_change: Position before which both runs are the same in every causal layer, so that
+            patches there change nothing.
     """
 
     batch: PairBatch
@@ -45,10 +47,11 @@ class BaseRuns:
     m_clean: Float[Tensor, " pair"]
     m_corrupt: Float[Tensor, " pair"]
     recording: Recording | None = None
+    first_change: int = 0
 
     def with_source(self, source: ActivationCache) -> BaseRuns:
-        """The same runs with other activations to put in."""
-        return replace(self, source=source)
+        """The same runs with other activations to put in, which may differ everywhere."""
+        return replace(self, source=source, first_change=0)
 
     @property
     def target(self) -> Inputs:

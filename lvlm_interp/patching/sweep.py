@@ -17,6 +17,8 @@ from lvlm_interp.patching.metrics import Metric, Scorer
 from lvlm_interp.patching.runs import BaseRuns, Engine, Outcome
 from lvlm_interp.sites import Site
 
+EMBED = Site("text", None, "embed")
+
 
 def base_runs(
     model: LVLM,
@@ -35,9 +37,13 @@ def base_runs(
     """
     source_inputs = batch.clean if direction == "denoise" else batch.corrupt
     target_inputs = batch.corrupt if direction == "denoise" else batch.clean
-    with model.record(sites) as source:
+    with model.record(sites) as source, model.record([EMBED]) as entering:
         source_logits = model.last_logits(source_inputs)
-    recording = record_run(model, target_inputs) if target and engine != "full" else None
+    first_change, recording = 0, None
+    if target and engine != "full":
+        with model.record([EMBED]) as other:
+            recording = record_run(model, target_inputs)
+        first_change = _first_difference(entering[EMBED], other[EMBED])
     if recording is not None:
         target_logits = recording.logits
     else:
@@ -46,7 +52,16 @@ def base_runs(
         (source_logits, target_logits) if direction == "denoise" else (target_logits, source_logits)
     )
     score = Scorer(metric, batch.pairs, batch.answer, batch.foil, clean)
-    return BaseRuns(batch, source, direction, score, score(clean), score(corrupt), recording)
+    m_clean, m_corrupt = score(clean), score(corrupt)
+    return BaseRuns(batch, source, direction, score, m_clean, m_corrupt, recording, first_change)
+
+
+def _first_difference(
+    one: Float[Tensor, "pair pos d_model"], other: Float[Tensor, "pair pos d_model"]
+) -> int:
+    """First position at which any pair's runs differ; the length where none does."""
+    differs = (one != other).flatten(2).any(-1).any(0).nonzero()
+    return int(differs[0, 0]) if len(differs) else one.shape[1]
 
 
 def run_components(

@@ -1,0 +1,273 @@
+"""Recording: one run of the language model, kept so that patched runs can branch off it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lvlm_interp.models.hooks import Frame, rerouted
+from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.replay_attention import Notes, Seen, configurations, noting, replaying
+from lvlm_interp.sites import Site
+
+KNOWN = ("attention_mask", "position_ids", "cache_position", "position_embeddings")
+"""Tensors given to a block that replay knows how to cut to the positions of a branch."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """What one block was called with, and what passed in it.
+
+    Attributes:
+        block: The block.
+        attention: Its module that calls the attention function.
+        hidden: The residual stream in front of it; shape `batch pos d_model`.
+        args, kwargs: The rest of the call.
+        seen: What its attention saw.
+        attended: What the attention module gave; shape `batch pos d_model`.
+        extras: What it returned behind that; None where it returned the tensor alone.
+        output: The linear map from z to `attended`; None where there is none, so that a patch of z
+            has to run the attention again.
+        per_query: Linear maps in the attention that only positions with a query need.
+        shift: Added behind the block before the next one (deepstack), None for nothing.
+    """
+
+    block: nn.Module
+    attention: nn.Module
+    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    seen: Seen
+    attended: Tensor
+    extras: tuple[Any, ...] | None
+    output: nn.Linear | None = None
+    per_query: Sequence[nn.Linear] = ()
+    shift: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One run of the language model that branches can leave.
+
+    Attributes:
+        model: The model.
+        inputs: Of the run.
+        logits: At the answer; shape `batch d_vocab`.
+        layers: What every block saw; empty where it could not be recorded.
+        unfit: Why no branch can be run, empty if it can.
+        configs: Where the model's attention function is looked up.
+    """
+
+    model: LVLM
+    inputs: Inputs
+    logits: Float[Tensor, "batch d_vocab"]
+    layers: list[Layer]
+    unfit: str = ""
+    configs: Sequence[Any] = ()
+    _verdicts: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def n_positions(self) -> int:
+        """Length of the sequence."""
+        return self.inputs["input_ids"].shape[1]
+
+    def refusal(self, start: int) -> str:
+        """Why branches from a position on cannot be exact, by the masks; empty if they can.
+
+        Whether they are, `drift` says of an unpatched branch.
+        """
+        if self.unfit:
+            return self.unfit
+        if start not in self._verdicts:
+            reason = f"positions before {start} attend to positions behind it"
+            self._verdicts[start] = reason if self._sees_ahead(start) else ""
+        return self._verdicts[start]
+
+    def drift(self, null: Float[Tensor, "batch d_vocab"]) -> str:
+        """Why an unpatched branch, left at block 0, is not the run itself; empty if it is."""
+        scale = max(1.0, float(self.logits.float().abs().max()))
+        error = float((null.float() - self.logits.float()).abs().max())
+        bound = 256 * torch.finfo(self.logits.dtype).eps * scale
+        return "" if error <= bound else f"the unpatched run comes back off by {error:.1e}"
+
+    def _sees_ahead(self, start: int) -> bool:
+        if start == 0:
+            return False
+        for layer in self.layers:
+            if layer.seen.causal:
+                continue
+            mask = layer.seen.mask
+            if mask is None:
+                return True
+            ahead = mask[..., :start, start:]
+            if bool((ahead > torch.finfo(ahead.dtype).min / 2).any()):
+                return True
+        return False
+
+    def branch_bytes(self, start: int) -> int:
+        """Bytes that one branch needs at most: a few residual streams, the MLP, its scores."""
+        size = self.model.towers["text"]
+        n = self.n_positions - start
+        config = self.model.config.get_text_config()
+        width = 8 * size.d_model + 3 * getattr(config, "intermediate_size", 4 * size.d_model)
+        scores = 3 * size.n_heads * self.n_positions
+        return self.inputs.batch_size * n * (width + scores) * self.layers[0].hidden.element_size()
+
+
+def record_run(model: LVLM, inputs: Inputs) -> Recording:
+    """Run the model once and keep what branches need.
+
+    The vision tower runs here and never again.
+    """
+    blocks = _blocks(model)
+    modules = [attention_of(block) for block in blocks]
+    outputs = _deepstack_sites(model)
+    configs = configurations(model.hf)
+    calls: dict[int, Any] = {}
+    with ExitStack() as stack:
+        frames = [stack.enter_context(_followed(block)) for block in blocks]
+        notes = stack.enter_context(noting([each for each in modules if each is not None]))
+        for module in modules:
+            if module is not None:
+                stack.enter_context(rerouted(module, _keeping(calls, id(module))))
+        stack.enter_context(replaying(configs))
+        cache = stack.enter_context(model.record(outputs))
+        logits = model.last_logits(inputs)
+        found = [(frame.args, dict(frame.kwargs)) for frame in frames]
+    layers: list[Layer] = []
+    for index, (block, module, call) in enumerate(zip(blocks, modules, found, strict=True)):
+        reason = _unfit(block, module, *call, notes, inputs)
+        if reason:
+            return Recording(model, inputs, logits, [], reason)
+        assert module is not None
+        layer = _layer(block, module, *call, notes.seen[id(module)][0], calls[id(module)])
+        layer.output = _output(model, index, layer)
+        layer.per_query = _per_query(model, index, layer)
+        layers.append(layer)
+    for index, site in enumerate(outputs[:-1]):
+        shift = layers[index + 1].hidden - cache[site]
+        layers[index].shift = shift if bool(shift.any()) else None
+    return Recording(model, inputs, logits, layers, configs=configs)
+
+
+def attention_of(block: nn.Module) -> nn.Module | None:
+    """The module of a block that calls the attention function."""
+    for name in ("self_attn", "attention", "attn"):
+        module = getattr(block, name, None)
+        if isinstance(module, nn.Module):
+            return module
+    return None
+
+
+def first(out: Any) -> Tensor:
+    """The tensor of a module's output, which may have others behind it."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+@contextmanager
+def _followed(block: nn.Module) -> Iterator[Frame]:
+    frame = Frame(block)
+    frame.open()
+    try:
+        yield frame
+    finally:
+        frame.close()
+
+
+def _keeping(calls: dict[int, Any], key: int) -> Any:
+    def route(own: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        calls[key] = own(*args, **kwargs)
+        return calls[key]
+
+    return route
+
+
+def _layer(
+    block: nn.Module,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seen: Seen,
+    given: Any,
+) -> Layer:
+    named = "hidden_states" in kwargs
+    hidden = kwargs.pop("hidden_states") if named else args[0]
+    extras = given[1:] if isinstance(given, tuple) else None
+    rest = args if named else args[1:]
+    return Layer(block, module, hidden, rest, kwargs, seen, first(given), extras)
+
+
+def _output(model: LVLM, index: int, layer: Layer) -> nn.Linear | None:
+    """The linear map from z to what the attention module gives, proved on its last position."""
+    output = model.tap(Site("text", index, "z")).module
+    if type(output) is not nn.Linear or layer.seen.z.shape[-2:].numel() != output.in_features:
+        return None
+    with torch.no_grad():
+        given = output(layer.seen.z[:, -1:].flatten(2))
+    scale = max(1.0, float(given.abs().max()))
+    bound = 64 * torch.finfo(given.dtype).eps * scale
+    close = float((given - layer.attended[:, -1:]).abs().max()) <= bound
+    return output if close else None
+
+
+def _per_query(model: LVLM, index: int, layer: Layer) -> list[nn.Linear]:
+    query, key, value = (model.tap(Site("text", index, name)).module for name in "qkv")
+    own = type(query) is nn.Linear and query is not key and query is not value
+    found = [query] if own else []
+    return [*found, *([layer.output] if layer.output is not None else [])]
+
+
+def _deepstack_sites(model: LVLM) -> list[Site]:
+    """Outputs of the blocks where the model adds image features between blocks, else nothing."""
+    vision = getattr(model.config, "vision_config", None)
+    if not getattr(vision, "deepstack_visual_indexes", None):
+        return []
+    return model.sites("text.*.resid_post")
+
+
+def _unfit(
+    block: nn.Module,
+    module: nn.Module | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    notes: Notes,
+    inputs: Inputs,
+) -> str:
+    """Why a block cannot be replayed; empty if it can."""
+    name = type(block).__name__
+    if module is None or len(notes.seen[id(module)]) != 1:
+        return f"{name} has no single call of its attention"
+    if not args and "hidden_states" not in kwargs:
+        return f"{name} was called without hidden states"
+    hidden = kwargs.get("hidden_states", args[0] if args else None)
+    if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+        return f"{name} has no hidden states of shape batch pos d_model"
+    unknown = [
+        key
+        for key, value in kwargs.items()
+        if key not in (*KNOWN, "hidden_states") and _holds_tensor(value)
+    ]
+    if unknown or any(_holds_tensor(value) for value in args[1:]):
+        return f"{name} takes {', '.join(unknown) or 'further tensors'}"
+    if notes.seen[id(module)][0].key.shape[-2] != inputs["input_ids"].shape[1]:
+        return f"{name} attends to something else than its own positions"
+    return ""
+
+
+def _blocks(model: LVLM) -> list[nn.Module]:
+    tower = next(tower for tower in model.family.towers if tower.name == "text")
+    return list(attrgetter(tower.layers)(model.hf))
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds_tensor(each) for each in value)
+    return isinstance(value, Tensor)
