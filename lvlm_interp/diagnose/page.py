@@ -57,7 +57,8 @@ def write_report(
 def _subtitle(found: Sequence[str], summary: Mapping[str, Any]) -> str:
     if not found:
         return f"No flaw was found at the levels tested: {', '.join(summary['levels'])}."
-    return f"A flaw was found at the {' and the '.join(found)} level."
+    named = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    return f"A flaw was found at the {named} level."
 
 
 def _level(
