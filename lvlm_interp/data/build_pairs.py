@@ -8,42 +8,50 @@ place. Each way of corrupting a row is named, and each pair says in its labels h
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
+from lvlm_interp.data.checks import id_in_reply
 from lvlm_interp.data.examples import Box, ContrastPair, Example
+from lvlm_interp.data.pair_rows import read_row, read_rows
 from lvlm_interp.errors import DataError
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.results import ResultTable, provenance
 
 Corruption = Literal["mask", "blur", "mean", "exchange", "noise", "image", "prompt"]
 _BOXED = ("mask", "blur", "mean", "exchange")
-_NEGATION = {"yes": "no", "no": "yes"}
 _DRAWS = 200
 
 
 def build_pairs(
-    rows: Sequence[Example | Mapping[str, Any]],
+    rows: Sequence[Example | Mapping[str, Any]] | str | os.PathLike[str],
     corrupt: Corruption = "mask",
     *,
     control: bool = False,
     words: Mapping[str, str] | None = None,
     noise: float = 0.5,
     box: str = "object",
+    candidates: Sequence[str] = (),
     seed: int = 0,
 ) -> list[ContrastPair]:
     """Make one pair of each row.
 
+    A row with a `caption` is asked at the hallucinated `word` in it: the caption up to that word is
+    the begun reply, the word is the foil (what the flaw says), and the answer is the first of the
+    `candidates` that is not that word and is not named before it.
+
     Args:
-        rows: Examples with `answer` (and `foil`, which yes/no answers do not need), or mappings in
-            the manner of POPE: `image`, `text` or `question`, `label` or `answer`, and `box` as
-            left, top, right, bottom in pixels; `question_id` or `id`, `level` and `foil` if known.
+        rows: Examples with `answer` (and `foil`, which yes/no answers do not need); or mappings in
+            the manner of POPE, or the path of a JSONL file of them: `image`, `text` or `question`,
+            `label` or `answer`, and `box` as left, top, right, bottom in pixels; `question_id` or
+            `id`, `level` and `foil` if known. In place of `label`: `caption`, `word`, and perhaps
+            `candidates`.
         corrupt: `mask` (black), `blur`, `mean` (the image's mean colour) or `exchange` (what stands
             there in the next row's image) inside the box; `noise` on the whole image; `image`, the
             next row's image of the same size; `prompt`, words exchanged for each other.
@@ -51,6 +59,8 @@ def build_pairs(
         words: For `prompt`: each word and what it is exchanged with, both ways.
         noise: Standard deviation of the noise, in units of the full range of a pixel.
         box: Name of the box in `Example.boxes`.
+        candidates: Words that could stand in place of a caption's wrong one, for rows that name
+            none.
         seed: Of noise and of random boxes.
 
     Returns:
@@ -65,7 +75,10 @@ def build_pairs(
         raise DataError("corrupt='prompt' needs words={'left': 'right'}: which words to exchange.")
     if control and corrupt not in _BOXED:
         raise DataError(f"control=True is for the edits of a box, not for {corrupt!r}.")
-    examples = [_example(row, i, box) for i, row in enumerate(rows)]
+    if isinstance(rows, str | os.PathLike):
+        rows = read_rows(rows)
+    examples = [read_row(row, i, box, candidates) for i, row in enumerate(rows)]
+    _check_ids(examples)
     rng = np.random.default_rng(seed)
     pairs = []
     for index, example in enumerate(examples):
@@ -101,48 +114,20 @@ def answers_changed(
                 "control": bool(pair.labels.get("control", False)),
                 "group": pair.group if pair.group is not None else pair.id,
             }
-            right = clean == model.answer_id(pair.answer)
+            right = clean == id_in_reply(model, pair.answer, pair.clean.reply)
             rows.append({**fixed, "metric": "answer changed", "value": float(clean != corrupt)})
             rows.append({**fixed, "metric": "clean answer right", "value": float(right)})
     return ResultTable(pd.DataFrame(rows), provenance(model=model.name, method="build_pairs"))
 
 
-def _example(row: Example | Mapping[str, Any], index: int, box: str) -> Example:
-    if isinstance(row, Example):
-        name, example = row.id, row
-    else:
-        name = str(row.get("id", row.get("question_id", index)))
-        example = _from_mapping(row, name, box)
-    if example.answer is None:
-        raise DataError(f"Row {name!r}: expected an answer ('answer' or 'label'), found none.")
-    foil = example.foil or _NEGATION.get(example.answer.lower())
-    if foil is None or example.image is None:
-        what = "a foil (only yes and no have one of their own)" if foil is None else "an image"
-        raise DataError(f"Row {name!r}: expected {what}, found none.")
-    fields = {**vars(example), "foil": foil}
-    return Example(**fields)
-
-
-def _from_mapping(row: Mapping[str, Any], name: str, box: str) -> Example:
-    prompt = row.get("text", row.get("question"))
-    if "image" not in row or prompt is None:
-        raise DataError(f"Row {name!r}: expected 'image' and 'text' (or 'question').")
-    boxes = dict(row.get("boxes") or {})
-    if row.get("box") is not None:
-        boxes[box] = tuple(row["box"])
-    try:
-        return Example(
-            id=name,
-            image=Path(image) if isinstance(image := row["image"], str) else image,
-            prompt=prompt,
-            answer=row.get("answer", row.get("label")),
-            foil=row.get("foil"),
-            level=row.get("level", "object"),
-            group=str(row["image"]) if isinstance(row["image"], str) else row.get("group"),
-            boxes=boxes,
-        )
-    except ValueError as error:
-        raise DataError(f"Row {name!r}: {error}") from error
+def _check_ids(examples: Sequence[Example]) -> None:
+    first: dict[str, int] = {}
+    for index, example in enumerate(examples):
+        if first.setdefault(example.id, index) != index:
+            raise DataError(
+                f"Rows {first[example.id]} and {index} (from 0) have the same id {example.id!r}; "
+                "ids must be unique, since tables join on them."
+            )
 
 
 def _box(example: Example, name: str, control: bool, rng: np.random.Generator) -> Box:

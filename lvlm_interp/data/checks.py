@@ -56,7 +56,7 @@ def _check_answers(model: LVLM, pair: ContrastPair, where: str) -> None:
     ids = {}
     for field, word in (("answer", pair.answer), ("foil", pair.foil)):
         try:
-            ids[field] = model.answer_id(word)
+            ids[field] = id_in_reply(model, word, pair.clean.reply)
         except InputError as error:
             raise DataError(
                 f"{where}, field {field!r}: {error} Use a word that is in its vocabulary."
@@ -66,6 +66,11 @@ def _check_answers(model: LVLM, pair: ContrastPair, where: str) -> None:
             f"{where}, field 'foil': {pair.answer!r} and {pair.foil!r} begin with the same token, "
             "so the first token of the reply cannot tell them apart; choose others."
         )
+
+
+def id_in_reply(model: LVLM, word: str, reply: str) -> int:
+    """Id of a word's first token at its place in the reply."""
+    return model.answer_id(word, reply) if reply else model.answer_id(word)
 
 
 def _check_lengths(model: LVLM, pair: ContrastPair, where: str, lengths: dict[object, int]) -> None:
@@ -81,7 +86,7 @@ def _check_lengths(model: LVLM, pair: ContrastPair, where: str, lengths: dict[ob
 
 def _length(model: LVLM, example: Example, known: dict[object, int]) -> int:
     """Tokens of one example; it depends on the prompt and the image's size alone."""
-    key = (_size(example.image), example.prompt)
+    key = (_size(example.image), example.prompt, example.reply)
     if key not in known:
         known[key] = len(model.prepare(example).tokens[0].real)
     return known[key]

@@ -33,6 +33,8 @@ class Example:
         group: Scene or image id; examples of one group are never split apart.
         boxes: Named regions in pixels, such as "object".
         labels: Anything a probe or a table could want to know about the example.
+        reply: How the model's reply begins; what comes next is then asked for, as at a word in the
+            middle of a caption. Empty asks for the reply's first word.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Example:
     group: str | None = None
     boxes: Mapping[str, Box] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
+    reply: str = ""
 
     def __post_init__(self) -> None:
         if self.level is not None:

@@ -177,13 +177,17 @@ class LVLM:
         )
         return Inputs(tensors, maps).to(self.device, self.dtype)
 
-    def answer_id(self, answer: str) -> int:
+    def answer_id(self, answer: str, reply: str = "") -> int:
         """Id of the first token of an answer as the chat template continues with it.
+
+        Args:
+            answer: The word.
+            reply: What the model has said before it, if it is not the reply's first word.
 
         Raises:
             InputError: The tokenizer does not know the word.
         """
-        return answer_id(self.processor, answer)
+        return answer_id(self.processor, answer, reply)
 
     # -- runs ------------------------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ def build_batch(
     images = [[open_image(image) for image in _images(row)] for row in rows]
     prompts = [_prompt(row) for row in rows]
     texts = [
-        render(processor, prompt, len(row)) for prompt, row in zip(prompts, images, strict=True)
+        render_begun(processor, prompt, len(images[i]), getattr(rows[i], "reply", ""))
+        for i, prompt in enumerate(prompts)
     ]
     flat = [image for row in images for image in row]
     try:
@@ -74,15 +75,30 @@ def render(processor: Any, prompt: str, n_images: int, answer: str | None = None
     )
 
 
-def answer_id(processor: Any, answer: str) -> int:
+def render_begun(processor: Any, prompt: str, n_images: int, reply: str) -> str:
+    """The text up to where the model goes on with a reply that it has begun."""
+    if not reply:
+        return render(processor, prompt, n_images)
+    whole = render(processor, prompt, n_images, reply)
+    if reply not in whole:
+        raise InputError(f"The model's chat template does not keep the begun reply {reply!r}.")
+    return whole[: whole.rindex(reply) + len(reply)]
+
+
+def answer_id(processor: Any, answer: str, reply: str = "") -> int:
     """Id of the first token with which the template continues into an answer.
+
+    Args:
+        processor: Of the model.
+        answer: The word.
+        reply: What the model has said before it, without the blank between.
 
     Raises:
         InputError: The tokenizer does not know the word.
     """
     tokenizer = processor.tokenizer
-    prompt = render(processor, "is it", 0)
-    whole = render(processor, "is it", 0, answer)
+    prompt = render_begun(processor, "is it", 0, reply)
+    whole = render_begun(processor, "is it", 0, f"{reply} {answer}" if reply else answer)
     special = not _starts_with_bos(processor, prompt)
     before = tokenizer(prompt, add_special_tokens=special).input_ids
     after = tokenizer(whole, add_special_tokens=special).input_ids

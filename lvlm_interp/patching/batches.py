@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvlm_interp.data.checks import id_in_reply
 from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.models.inputs import Inputs
@@ -61,11 +62,14 @@ def batches(model: LVLM, pairs: Sequence[ContrastPair], batch_size: int) -> Iter
     """Aligned batches of pairs, in order.
 
     Raises:
-        UsageError: There are no pairs, or answer and foil begin with the same token.
+        UsageError: There are no pairs, or answer and foil begin with the same token, or batches
+            would be empty.
         InputError: Clean and corrupt run of a pair differ in length or in what their positions are.
     """
     if not pairs:
         raise UsageError("There is nothing to patch: the list of pairs is empty.")
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: expected at least one pair at once.")
     ids = answer_ids(model, pairs)
     for start in range(0, len(pairs), batch_size):
         chunk = tuple(pairs[start : start + batch_size])
@@ -77,21 +81,21 @@ def batches(model: LVLM, pairs: Sequence[ContrastPair], batch_size: int) -> Iter
             chunk,
             clean,
             corrupt,
-            torch.tensor([ids[pair.answer] for pair in chunk], device=model.device),
-            torch.tensor([ids[pair.foil] for pair in chunk], device=model.device),
+            torch.tensor([ids[pair.answer, pair.clean.reply] for pair in chunk]).to(model.device),
+            torch.tensor([ids[pair.foil, pair.clean.reply] for pair in chunk]).to(model.device),
         )
 
 
-def answer_ids(model: LVLM, pairs: Sequence[ContrastPair]) -> dict[str, int]:
-    """First token id of every answer and foil.
+def answer_ids(model: LVLM, pairs: Sequence[ContrastPair]) -> dict[tuple[str, str], int]:
+    """First token id of every answer and foil, by the word and the reply in front of it.
 
     Raises:
         UsageError: A pair's answer and foil begin with the same token: no logit tells them apart.
     """
-    words = {word for pair in pairs for word in (pair.answer, pair.foil)}
-    ids = {word: model.answer_id(word) for word in sorted(words)}
+    words = {(word, pair.clean.reply) for pair in pairs for word in (pair.answer, pair.foil)}
+    ids = {key: id_in_reply(model, *key) for key in sorted(words)}
     for pair in pairs:
-        if ids[pair.answer] == ids[pair.foil]:
+        if ids[pair.answer, pair.clean.reply] == ids[pair.foil, pair.clean.reply]:
             raise UsageError(
                 f"Pair {pair.id!r}: the answer {pair.answer!r} and the foil {pair.foil!r} begin "
                 "with the same token: choose words whose first tokens differ."

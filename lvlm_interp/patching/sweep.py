@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lvlm_interp.errors import UsageError
 from lvlm_interp.models.lvlm import LVLM, Edit
 from lvlm_interp.models.replay import record_run
 from lvlm_interp.patching.batches import PairBatch
@@ -81,8 +82,11 @@ def run_components(
         memory_mib: Bound on the activations of the branches that are held at once.
 
     Raises:
-        UsageError: `fast` was asked for where it is not exact; the reason is given.
+        UsageError: `fast` was asked for where it is not exact; the reason is given. Or the bound
+            is no number of MiB.
     """
+    if memory_mib <= 0:
+        raise UsageError(f"memory_mib={memory_mib}: expected a bound in MiB above 0, such as 512.")
     outcomes: dict[int, Outcome] = {}
     if engine != "full":
         outcomes = branch_outcomes(runs, todo, memory_mib, strict=engine == "fast")

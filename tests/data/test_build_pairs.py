@@ -97,3 +97,9 @@ def test_the_table_says_how_often_the_answer_changed(rows):
 def test_bad_rows_are_named(rows, change, options, message):
     with pytest.raises(DataError, match=message):
         build_pairs([{**rows[0], **change}], **options)
+
+
+def test_ids_that_occur_twice_are_refused(rows):
+    named = [{**row, "id": "x"} for row in rows[:2]]
+    with pytest.raises(DataError, match=r"Rows 0 and 1 \(from 0\) have the same id 'x'"):
+        build_pairs(named)

@@ -103,9 +103,42 @@ def test_branches_reach_every_site_outside_of_attention(model, pairs, direction)
     ]
     full, fast = (run.table.frame for run in runs)
     np.testing.assert_allclose(fast.m_patched, full.m_patched, atol=1e-5)
-    assert set(fast.path) == {"shared_prefix"} and set(full.path) == {"full"}
+    # The image begins near the start, where sharing so short a prefix would save nothing.
+    assert set(fast.path) == {"shared_prefix", "resume"} and set(full.path) == {"full"}
     assert (full.m_patched - full.m_corrupt).abs().max() > 1e-2
     assert runs[1].n_forwards < 0.6 * runs[0].n_forwards
+
+
+def test_runs_that_differ_late_share_all_that_comes_before(model, pairs):
+    """A patch of all positions is one of those from the first word that differs."""
+    old = pairs[0]
+    words = [old.clean.prompt.replace("dog", word) for word in ("cat", "god", "dig", "do", "hat")]
+    sides = [type(old.clean)("x", old.clean.image, words) for words in words]
+    length = len(model.prepare(old.clean).tokens[0])
+    other = next(side for side in sides if len(model.prepare(side).tokens[0]) == length)
+    pair = type(old)(**{**vars(old), "corrupt": other, "box": None})
+    full, fast = (
+        activation_patch(model, [pair], "text.*.z", ["all", "image"], engine=engine, **QUIET)
+        for engine in ("full", "fast")
+    )
+    np.testing.assert_allclose(fast.table.frame.m_patched, full.table.frame.m_patched, atol=1e-5)
+    assert set(fast.table.frame.path) == {"shared_prefix"}
+    whole = fast.table.select(position="all").frame
+    assert (whole.m_patched - whole.m_corrupt).abs().max() > 1e-4
+    image = fast.table.select(position="image").frame
+    np.testing.assert_allclose(image.m_patched, image.m_corrupt, atol=1e-5)
+
+
+def test_rows_of_different_lengths_branch_together(model, pairs):
+    """Answers of a padded batch stand at the same place; right padding moves them apart."""
+    short = make_pairs(1, "is there a dog ?")[0]
+    short = type(short)(**{**vars(short), "id": "short", "group": "short"})
+    mixed = [pairs[0], short]
+    full, fast = (
+        activation_patch(model, mixed, "text.*.z", ["all", "last"], engine=engine, **QUIET)
+        for engine in ("full", "auto")
+    )
+    np.testing.assert_allclose(fast.table.frame.m_patched, full.table.frame.m_patched, atol=1e-5)
 
 
 def test_a_memory_budget_changes_nothing(model, pairs):
@@ -196,3 +229,7 @@ def test_bad_input_names_the_pair(model, pairs):
         activation_patch(model, [type(pairs[0])(**{**vars(pairs[0]), "corrupt": longer})], **QUIET)
     with pytest.raises(UsageError, match="list of pairs is empty"):
         activation_patch(model, [], **QUIET)
+    with pytest.raises(UsageError, match="batch_size=0"):
+        activation_patch(model, pairs, batch_size=0, **QUIET)
+    with pytest.raises(UsageError, match="memory_mib=0"):
+        activation_patch(model, pairs, memory_mib=0, **QUIET)
