@@ -26,7 +26,7 @@ EXAMPLE_FIELDS: dict[str, bool] = {
 """Fields of a line of an examples file, and whether each is needed."""
 
 Report = Callable[[DataError], None]
-Parsed = TypeVar("Parsed")
+Parsed = TypeVar("Parsed", ContrastPair, Example)
 
 
 class Line:
@@ -168,21 +168,36 @@ def parse_all(
         report: Gets the error of a wrong line, which is then skipped; None raises it.
 
     Raises:
-        DataError: A wrong line.
+        DataError: A wrong line, or one with the id of an earlier line.
     """
     found: list[Parsed] = []
     origins: list[str] = []
+    first: dict[str, str] = {}
     for where, line in lines:
         try:
             if isinstance(line, DataError):
                 raise line
-            found.append(parse(line))
+            parsed = parse(line)
+            _check_new(parsed, line, first)
+            found.append(parsed)
             origins.append(where)
         except DataError as error:
             if report is None:
                 raise
             report(error)
     return found, origins
+
+
+def _check_new(parsed: Any, line: Line, first: dict[str, str]) -> None:
+    """Refuse an id that an earlier line has: tables join on it."""
+    if parsed.id in first:
+        given = "" if "id" in line.fields else " (its number, since it gives none)"
+        raise line.error(
+            "id",
+            f"{parsed.id!r}{given} is the id of {first[parsed.id]} already; give each line an id "
+            "of its own, or none to any.",
+        )
+    first[parsed.id] = line.where
 
 
 def parse_pair(line: Line) -> ContrastPair:

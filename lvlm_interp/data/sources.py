@@ -96,13 +96,13 @@ def load_examples(
     path = _existing(spec)
     if path.is_dir() and (path / "dataset_info.json").is_file():
         found, _ = parse_all(_dataset_lines(path), parse_example, report)
-        return _check_ids(_check_some(found, path), path)
+        return _check_some(found, path)
     path = _jsonl_of(path)
     if _holds_pairs(path):
         pairs, _ = parse_all(read_lines(path), parse_pair, report)
         return sides(_check_some(pairs, path))
     found, _ = parse_all(read_lines(path), parse_example, report)
-    return _check_ids(_check_some(found, path), path)
+    return _check_some(found, path)
 
 
 def sides(pairs: Iterable[ContrastPair]) -> list[Example]:
@@ -137,6 +137,7 @@ def example_hash(example: Example) -> str:
         digest.update(image.tobytes())
     fields = [example.id, example.prompt, example.answer, example.foil, example.level]
     fields += [example.group, dict(example.boxes), dict(example.labels)]
+    fields += [example.reply] if example.reply else []
     digest.update(_canonical(fields))
     return digest.hexdigest()
 
@@ -228,12 +229,3 @@ def _check_some(found: list[Any], path: Path) -> list[Any]:
         )
         raise DataError(f"{path}: it holds no usable line; expected JSON objects with {fields}.")
     return found
-
-
-def _check_ids(examples: list[Example], path: Path) -> list[Example]:
-    seen: set[str] = set()
-    for example in examples:
-        if example.id in seen:
-            raise DataError(f"{path}: the id {example.id!r} occurs twice; ids must be unique.")
-        seen.add(example.id)
-    return examples

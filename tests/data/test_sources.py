@@ -114,8 +114,23 @@ def test_a_folder_of_examples(images):
     assert first.labels == {"present": True} and first.group == str(images / "a.png")
     assert second.boxes == {"object": (0, 0, 4, 4)} and second.labels["truth"] == "yes"
     write(images, record | {"id": "x"}, record | {"id": "x"}, name="e.jsonl")
-    with pytest.raises(DataError, match="the id 'x' occurs twice"):
+    with pytest.raises(DataError, match=r"e.jsonl, line 2, field 'id': 'x' is the id of .*line 1 "):
         load_examples(images)
+
+
+def test_ids_that_occur_twice_are_named_with_both_lines_and_can_be_skipped(images):
+    path = write(images, PAIR, PAIR | {"id": "a"}, PAIR | {"id": "a"}, PAIR | {"id": 1})
+    with pytest.raises(DataError, match=r"line 3, field 'id': 'a' is the id of .*line 2 already"):
+        load_pairs(path)
+    with pytest.raises(DataError, match="line 3, field 'id'"):
+        load_examples(path)
+    skipped = []
+    assert len(load_pairs(path, skip_bad=True, report=skipped.append)) == 2
+    assert ["line 3" in str(skipped[0]), "line 4" in str(skipped[1])] == [True, True]
+    # A line without an id is called by its number, which another line may have taken.
+    taken = write(images, PAIR | {"id": "2"}, PAIR)
+    with pytest.raises(DataError, match=r"line 2, field 'id': '2' \(its number, since it gives"):
+        load_pairs(taken)
 
 
 def test_both_sides_of_pairs_are_examples(images):
