@@ -43,7 +43,9 @@ top = [(int(row.layer), int(row.head)) for row in recovery.head(3).itertuples()]
 li.plotting.head_map(recovery, marked=top)
 
 # %% [markdown]
-# Act on the three heads, on scenes that had no part in the ranking, and on as many random heads.
+# Three heads stand out. One of them reads the trigger from the image; the others may only pass on
+# what the model sees, rightly or not. So act on the first alone, on scenes that had no part in the
+# ranking, and on as many random heads: each is replaced by its mean over scenes without a trigger.
 # Both kinds of trigger scenes count: those where what the flaw says is false, and those where it is
 # true. A model that merely says "no" more often is not mended.
 
@@ -64,27 +66,28 @@ sets = {
     ),
     "no trigger": examples("existence", 80, 7, scenes="neutral"),
 }
+means = li.patching.head_means(model, [pair.clean for pair in pairs])
 
 
 def wrong(some, heads):
     inputs = model.prepare(some)
-    with model.edit(li.patching.head_edit(model, heads, "scale", 0.0)):
+    with model.edit(li.patching.head_edit(model, heads, "mean", reference=means)):
         said = model.last_logits(inputs).argmax(-1)
     return (said != torch.tensor([model.answer_id(each.answer) for each in some])).numpy()
 
 
 rng = np.random.default_rng(0)
 every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+every.remove(top[0])
 rows = []
 for condition, some in sets.items():
-    for stage, heads in (("before", []), ("after", top)):
+    for stage, heads in (("before", []), ("after", top[:1])):
         rows.append({"condition": condition, "stage": stage, **rate(wrong(some, heads)).to_dict()})
-    for draw in range(8):
-        heads = [every[i] for i in rng.choice(len(every), 3, replace=False)]
-        found = rate(wrong(some, heads)).to_dict()
+    for draw, pick in enumerate(rng.choice(len(every), 12, replace=False)):
+        found = rate(wrong(some, [every[pick]])).to_dict()
         rows.append({"condition": condition, "stage": "random", "draw": draw, **found})
 li.plotting.intervention(pd.DataFrame(rows))
 
 # %% [markdown]
-# **A question to try:** rank the heads on *evidence* pairs (`kind="evidence"`) instead. Which heads
-# come first, and what does ablating them cost on the scenes without a trigger?
+# **A question to try:** act on all three heads (`top`). Why is the model then wrong on both sides?
+# Rank the heads on *evidence* pairs (`kind="evidence"`) and compare the two maps.

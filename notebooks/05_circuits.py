@@ -25,7 +25,7 @@ model = li.load_model("scenes")
 graph = li.circuits.Graph.of(model, vision=False)
 ranking = li.scenes.pairs("object", n=32, seed=0, kind="trigger")
 scores = li.circuits.score_edges(model, ranking, graph, method="eap_ig", progress=False)
-print(graph.n_edges, "edges, at the cost of", scores.n_forwards, "forwards a pair")
+print(graph.n_edges, "edges at the cost of", scores.n_forwards / len(ranking), "forwards a pair")
 
 # %% [markdown]
 # Grow a circuit from the logits: of all edges into what is already connected, add the best, again

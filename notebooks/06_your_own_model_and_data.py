@@ -21,17 +21,18 @@
 
 # %%
 import json
+import os
 import tempfile
 from pathlib import Path
 
 import lvlm_interp as li
 from lvlm_interp.errors import LvlmInterpError
 
-folder = Path(tempfile.mkdtemp())
+os.chdir(tempfile.mkdtemp())  # an empty folder to play in
 lines = []
 for index, pair in enumerate(li.scenes.pairs("relation", n=12, seed=4)):
-    pair.clean.image.save(folder / f"{index}_clean.png")
-    pair.corrupt.image.save(folder / f"{index}_corrupt.png")
+    pair.clean.image.save(f"{index}_clean.png")
+    pair.corrupt.image.save(f"{index}_corrupt.png")
     lines.append(
         {
             "clean": f"{index}_clean.png",
@@ -44,14 +45,14 @@ for index, pair in enumerate(li.scenes.pairs("relation", n=12, seed=4)):
             "box": pair.box,
         }
     )
-(folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+Path("pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
 print(json.dumps(lines[0], indent=1))
 
 # %% [markdown]
 # A broken line is reported by its number, before anything is computed.
 
 # %%
-broken = folder / "broken.jsonl"
+broken = Path("broken.jsonl")
 broken.write_text(json.dumps({**lines[0], "level": "colour"}))
 try:
     li.load_pairs(broken)
@@ -59,7 +60,7 @@ except LvlmInterpError as error:
     print(error)
 
 # %%
-pairs = li.load_pairs(folder / "pairs.jsonl")
+pairs = li.load_pairs("pairs.jsonl")
 model = li.load_model("scenes-balanced")  # or "path/to/checkpoint", or "org/name" on a hub
 result = li.patching.activation_patch(model, pairs, "text.*.z", "all", progress=False)
 result
@@ -68,8 +69,8 @@ result
 # Every number is in a tidy table with its provenance, and goes to parquet as it is.
 
 # %%
-result.table.to_parquet(folder / "heads.parquet")
-again = li.ResultTable.read_parquet(folder / "heads.parquet")
+result.table.to_parquet("heads.parquet")
+again = li.ResultTable.read_parquet("heads.parquet")
 {key: again.provenance[key] for key in ("model", "method", "versions")}
 
 # %% [markdown]

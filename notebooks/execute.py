@@ -50,6 +50,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="such as 02_what_image_tokens_say")
     names = parser.parse_args().names
+    unknown = set(names) - {path.stem for path in sources()}
+    if unknown:
+        parser.error(f"no notebook {', '.join(sorted(unknown))}: expected the stem of a .py here")
     for path in sources():
         if names and path.stem not in names:
             continue

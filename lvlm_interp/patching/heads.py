@@ -23,7 +23,7 @@ def head_edit(
     model: LVLM,
     heads: Sequence[tuple[int, int]],
     mode: HeadMode = "scale",
-    strength: float = 0.0,
+    strength: float | None = None,
     reference: Sequence[Example | ContrastPair] | HeadMeans | None = None,
     *,
     positions: Literal["all", "last"] = "all",
@@ -34,8 +34,8 @@ def head_edit(
     Args:
         model: The model.
         heads: (layer, head) pairs.
-        mode: `scale` multiplies z by `strength`; `zero` sets it to 0; `mean` moves it towards the
-            reference mean, z + strength * (mean - z), so that 1 replaces it.
+        mode: `scale` multiplies z by `strength` (0 by default); `zero` sets it to 0; `mean` moves
+            it towards the reference mean, z + strength * (mean - z), and replaces it by default.
         strength: See `mode`; not used by `zero`.
         reference: For `mean`: examples or pairs, or what `head_means` gave.
         positions: `all`, or `last` for the position of the answer alone (the last of the row).
@@ -53,6 +53,8 @@ def head_edit(
             f"mode={mode!r}, positions={positions!r}: expected a mode of "
             f"{', '.join(get_args(HeadMode))} and positions 'all' or 'last'."
         )
+    if strength is None:
+        strength = 1.0 if mode == "mean" else 0.0
     means: HeadMeans = {}
     if mode == "mean":
         if reference is None:

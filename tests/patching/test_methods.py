@@ -70,7 +70,10 @@ def test_head_edits_scale_replace_and_undo(model, pairs):
         torch.testing.assert_close(model.last_logits(inputs), zeroed)
     assert (zeroed - before).abs().max() > 1e-3
     means = head_means(model, pairs)
-    with model.edit(head_edit(model, [(1, 3)], "mean", 1.0, means)), model.record("text.1.z") as z:
+    with (
+        model.edit(head_edit(model, [(1, 3)], "mean", reference=means)),
+        model.record("text.1.z") as z,
+    ):
         model(inputs)
     torch.testing.assert_close(
         z["text.1.z"][0, :, 3], means[1][3].expand(len(z["text.1.z"][0]), -1)
