@@ -14,6 +14,8 @@ import numpy as np
 from harness import Row, interleaved, row, run
 
 N_GROUPS, WIDTH, SITES = 300, 128, 4
+MANY = 16
+"""Sites of the sweep that is spread over cores: there must be something to spread."""
 
 
 def rows() -> list[Row]:
@@ -38,28 +40,36 @@ def rows() -> list[Row]:
             bound=1.2,
         )
     ]
-    cores = os.cpu_count() or 1
-    if cores > 1:
-        spread = interleaved(
-            {
-                "one": functions["sweep"],
-                "all": lambda: sweep(data, label="present", n_jobs=cores, progress=False),
-            },
-            repeats=3,
-        )
-        found.append(
-            row(
-                f"sweep on {cores} cores, {size}",
-                "seconds",
-                spread["all"],
-                baseline=spread["one"],
-                baseline_name="the same on one core",
-            )
-        )
-    return found
+    return found + scaling()
 
 
-def activations() -> Any:
+def scaling() -> list[Row]:
+    """Seconds of a larger sweep on one core and on all that this process may use."""
+    from lvlm_interp.probing import sweep
+
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1:
+        return []
+    data = activations(MANY)
+    seconds = interleaved(
+        {
+            "one": lambda: sweep(data, label="present", progress=False),
+            "all": lambda: sweep(data, label="present", n_jobs=cores, progress=False),
+        },
+        repeats=3,
+    )
+    return [
+        row(
+            f"sweep on {cores} cores, {MANY} sites, {2 * N_GROUPS} rows x {WIDTH}",
+            "seconds",
+            seconds["all"],
+            baseline=seconds["one"],
+            baseline_name="the same on one core",
+        )
+    ]
+
+
+def activations(sites: int = SITES) -> Any:
     """Two rows per group, one of each label; a weak signal at every site."""
     from lvlm_interp.activations.forward import Chunk
     from lvlm_interp.activations.memory import Collected
@@ -69,7 +79,7 @@ def activations() -> Any:
     rng = np.random.default_rng(0)
     present = np.tile([True, False], N_GROUPS)
     pooled = {}
-    for layer in range(SITES):
+    for layer in range(sites):
         X = rng.standard_normal((2 * N_GROUPS, 1, WIDTH)).astype(np.float32)
         X[:, 0, :4] += present[:, None] * 0.5
         pooled[Site("text", layer, "resid_post")] = X

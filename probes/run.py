@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 
 import lvlm_interp as li
 from lvlm_interp.errors import LvlmInterpError, UsageError
+from lvlm_interp.files import atomic_write
 
 HERE = Path(__file__).resolve().parent
 MARK = "<!-- results: written by run.py, do not edit below -->"
@@ -34,13 +36,15 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--stores", type=Path, default=HERE.parent / "runs" / "probes")
     options = parser.parse_args()
+    if options.address and options.engine != "ray":
+        parser.error("--address is that of a Ray cluster: it needs --engine ray")
     try:
         study = li.probing.load_study(options.config, changes(options.changes))
         study.check(li.load_examples(study.data))
         engine = li.probing.ray_engine(options.address) if options.engine == "ray" else None
         print(f"{study.name}: {study.question}\ncontrol: {study.control}\nanswer: {study.answer}")
         for model in study.models:
-            folder = options.results / study.name / Path(model).name
+            folder = folder_of(options.results / study.name, model, study.models)
             result = li.probing.run_study(study, model, folder, options.stores, engine=engine)
             draw(folder)
             print(f"\n{result['sentence']}\n{result.get('known', '')}".rstrip())
@@ -52,6 +56,17 @@ def main() -> int:
     return 0
 
 
+def folder_of(parent: Path, model: str, models: Sequence[str]) -> Path:
+    """Where the results of a model go; two models of one name would overwrite each other."""
+    name = Path(model).name
+    alike = [each for each in models if Path(each).name == name]
+    if not name or len(alike) > 1:
+        raise UsageError(
+            f"The models {', '.join(alike)} need folders of unlike names: results go to STUDY/NAME."
+        )
+    return parent / name
+
+
 def changes(words: list[str]) -> dict[str, Any]:
     """`key=value` with the value read as YAML."""
     found = {}
@@ -59,7 +74,10 @@ def changes(words: list[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals:
             raise UsageError(f"--set needs KEY=VALUE, got {word!r}.")
-        found[key] = yaml.safe_load(value)
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {word}: the value is not valid YAML.") from error
     return found
 
 
@@ -111,8 +129,12 @@ def sweep_lines(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def known_lines(known: pd.DataFrame) -> pd.DataFrame:
-    """On all examples and among the model's errors, along the model to its answer."""
+    """On all examples and among the model's errors, along the model to its answer.
+
+    In grey the share that always saying the commonest truth of the errors would get right.
+    """
     known = known[known["site"] != "best"]
+    known = known.assign(base_rate_low=known["base_rate"], base_rate_high=known["base_rate"])
     lines = [
         pd.DataFrame(
             {
@@ -127,21 +149,29 @@ def known_lines(known: pd.DataFrame) -> pd.DataFrame:
         for name, column, count in (
             ("all examples (balanced)", "overall", "n"),
             ("where the model errs (share right)", "among_wrong", "n_wrong"),
+            ("control: always the errors' commonest truth", "base_rate", "n_wrong"),
         )
     ]
     return pd.concat(lines, ignore_index=True).dropna(subset=["estimate"])
 
 
 def index(results: Path) -> None:
-    """Write the last results into the README."""
+    """Write the last results into the README: per study its question, sentences and figures."""
     readme = HERE / "README.md"
-    lines = [readme.read_text().split(MARK)[0].rstrip(), "", MARK, ""]
-    for path in sorted(results.glob("*/*/result.json")):
-        result = json.loads(path.read_text())
-        lines += [f"- **{result['study']}**, {result['sentence']}"]
-        if result.get("known"):
-            lines += [f"  {result['known']}"]
-    readme.write_text("\n".join(lines) + "\n")
+    lines = [readme.read_text().split(MARK)[0].rstrip(), "", MARK]
+    found = [
+        (path, json.loads(path.read_text())) for path in sorted(results.glob("*/*/result.json"))
+    ]
+    for study in dict.fromkeys(result["study"] for _, result in found):
+        mine = [(path.parent, result) for path, result in found if result["study"] == study]
+        lines += ["", f"### {study}", "", mine[0][1]["question"], ""]
+        for folder, result in mine:
+            lines += [f"- {result['sentence']}"]
+            lines += [f"  {result['known']}"] if result.get("known") else []
+            drawn = [folder / f"{name}.png" for name in ("sweep", "known")]
+            links = [f"[{p.stem}]({p.relative_to(HERE)})" for p in drawn if p.is_file()]
+            lines += [f"  Figures: {', '.join(links)}."] if links else []
+    atomic_write(readme, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from lvlm_interp.probing.estimators import (
 )
 from lvlm_interp.probing.knowledge import KnownNotSaid, known_but_not_said
 from lvlm_interp.probing.leace import LeaceEraser
-from lvlm_interp.probing.study import Study, load_study, run_study
+from lvlm_interp.probing.plan import Study, load_study
+from lvlm_interp.probing.study import run_study
 from lvlm_interp.probing.sweep import ProbeSweep, sweep
 from lvlm_interp.probing.transfer import CrossTest, Place, cross_test
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from lvlm_interp.activations.forward import Chunk
+from lvlm_interp.activations.gather import Missing
 from lvlm_interp.activations.memory import Collected, as_examples, collect
 from lvlm_interp.activations.roles import parse_roles
 from lvlm_interp.data.examples import ContrastPair, Example
@@ -42,11 +43,14 @@ def untrained(
     *,
     seed: int = 0,
     batch_size: int = 32,
+    missing: Missing = "raise",
     progress: bool = True,
 ) -> Collected:
     """Activations of an untrained model of the same shape, for `sweep(..., baselines=...)`."""
     other = untrained_model(model, seed)
-    return collect(other, data, sites, positions, batch_size=batch_size, progress=progress)
+    return collect(
+        other, data, sites, positions, batch_size=batch_size, missing=missing, progress=progress
+    )
 
 
 def pixels(data: Iterable[Example | ContrastPair], *, bins: int = 4) -> Collected:

@@ -11,10 +11,25 @@ from sklearn.model_selection import StratifiedGroupKFold
 from lvlm_interp.activations.base import Activations
 from lvlm_interp.errors import UsageError
 
-__all__ = ["MAIN", "SHUFFLED", "TYPES", "Design", "design_of"]
+__all__ = [
+    "CONTROLS",
+    "MAIN",
+    "PIXELS",
+    "SHUFFLED",
+    "TYPES",
+    "UNTRAINED",
+    "Design",
+    "design_of",
+    "mask_of",
+]
 
 MAIN, SHUFFLED, TYPES = "none", "shuffled_labels", "control_task"
 """The task itself, and the two controls that change its labels."""
+
+UNTRAINED, PIXELS = "untrained", "pixels"
+"""The two controls that have other activations."""
+
+CONTROLS = (SHUFFLED, TYPES, UNTRAINED, PIXELS)
 
 _MOST_CLASSES = 50
 _NO_TYPE = "(none)"
@@ -27,7 +42,8 @@ class Design:
     Attributes:
         label: Name of the label.
         classes: Its values, sorted; codes are indices into it.
-        codes: Code per example under the task and each label control; -1 leaves an example out.
+        codes: Code per example under the task and each label control, every shuffle by itself; -1
+            leaves an example out.
         groups: Group of each example.
         fold: Fold in which an example is held out; -1 leaves it out.
         n_folds: Number of folds.
@@ -39,6 +55,11 @@ class Design:
     groups: np.ndarray
     fold: np.ndarray
     n_folds: int
+
+    @property
+    def shuffles(self) -> list[str]:
+        """Names of the shuffles among the codes."""
+        return [name for name in self.codes if name.startswith(SHUFFLED)]
 
     @property
     def rows(self) -> np.ndarray:
@@ -69,6 +90,7 @@ def design_of(
     control_type: str | None = "type",
     controls: tuple[str, ...] = (SHUFFLED, TYPES),
     n_folds: int = 5,
+    n_shuffles: int = 5,
     seed: int = 0,
 ) -> Design:
     """Labels, folds and control labels of a sweep.
@@ -84,19 +106,21 @@ def design_of(
         control_type: Column of the types of the control task.
         controls: Label controls to draw.
         n_folds: Outer folds.
+        n_shuffles: How often the labels are shuffled.
         seed: Of folds, shuffles and control labels.
 
     Raises:
-        UsageError: No group, no such column, a label with one class or with too many, or a class
-            in too few groups.
+        UsageError: No group, no such column, a label with one class or with too many, a class in
+            too few groups, or too few folds or shuffles.
     """
+    _check_counts(n_folds, n_shuffles)
     if not group:
         raise UsageError(
             "A sweep needs a group (scene or image), so that none is both trained on and "
             "tested: pass group='group', or the column that names your images."
         )
     target, groups = data.label(label), data.label(group)
-    taking = target.notna().to_numpy() & _mask(data.labels, where)
+    taking = target.notna().to_numpy() & mask_of(data.labels, where)
     if groups[taking].isna().any():
         n = int(groups[taking].isna().sum())
         raise UsageError(
@@ -113,19 +137,48 @@ def design_of(
     found = {MAIN: codes}
     rng = np.random.default_rng(seed)
     if SHUFFLED in controls:
-        found[SHUFFLED] = codes.copy()
-        for each in range(n_folds):
-            # Within a fold: a fold short of a class would have its probe trained on more of it, and
-            # score below chance.
-            held = np.flatnonzero(fold == each)
-            found[SHUFFLED][held] = rng.permutation(codes[held])
+        for draw in range(n_shuffles):
+            name = SHUFFLED if draw == 0 else f"{SHUFFLED} {draw}"
+            found[name] = _shuffled(codes, fold, n_folds, rng)
     if TYPES in controls:
         types = data.label(control_type or "type").astype(object).fillna(_NO_TYPE).astype(str)
         found[TYPES] = _by_type(codes, types.to_numpy(), rows, len(classes), rng)
     return Design(label, classes, found, groups, fold, n_folds)
 
 
-def _mask(frame: pd.DataFrame, where: str | None) -> np.ndarray:
+def _check_counts(n_folds: int, n_shuffles: int) -> None:
+    if n_folds < 3:
+        raise UsageError(
+            f"n_folds={n_folds} is too few: of each split one fold is held out, one chooses the "
+            "regularisation and the rest is fitted, so there must be at least 3."
+        )
+    if n_shuffles < 2:
+        raise UsageError(
+            f"n_shuffles={n_shuffles} is too few: the interval of shuffled labels is made of the "
+            "spread between shuffles, so there must be at least 2; or leave out the control."
+        )
+
+
+def _shuffled(
+    codes: np.ndarray, fold: np.ndarray, n_folds: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Labels shuffled within each fold.
+
+    A fold short of a class would have its probe trained on more of it, and score below chance.
+    """
+    out = codes.copy()
+    for each in range(n_folds):
+        held = np.flatnonzero(fold == each)
+        out[held] = rng.permutation(codes[held])
+    return out
+
+
+def mask_of(frame: pd.DataFrame, where: str | None) -> np.ndarray:
+    """Which rows meet a condition; all of them without one.
+
+    Raises:
+        UsageError: It is no condition on these columns.
+    """
     if where is None:
         return np.ones(len(frame), dtype=bool)
     try:

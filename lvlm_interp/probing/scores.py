@@ -6,6 +6,8 @@ the number of classes, whatever the base rate).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats as scipy_stats
@@ -13,7 +15,14 @@ from scipy import stats as scipy_stats
 from lvlm_interp.stats import Estimate, rate
 from lvlm_interp.stats.resampling import bootstrap_totals, prepare
 
-__all__ = ["auroc", "balanced_accuracy", "balanced_difference", "point_balanced", "pvalue_above"]
+__all__ = [
+    "auroc",
+    "balanced_accuracy",
+    "balanced_difference",
+    "point_balanced",
+    "pvalue_above",
+    "student_mean",
+]
 
 Codes = Int[np.ndarray, " row"]
 Groups = Shaped[np.ndarray, " row"]
@@ -94,13 +103,31 @@ def auroc(
         [np.bincount(index[each], minlength=n_groups) for each in (positive, negative)]
     )
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples).astype(float)
+    # Single precision: the product below is the cost, and an interval needs no more.
+    weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples)
+    weights = weights.astype(np.float32)
     pairs = (weights @ counts[0]) * (weights @ counts[1])
     with np.errstate(invalid="ignore", divide="ignore"):
-        draws = ((weights @ wins) * weights).sum(axis=1) / pairs
+        draws = np.einsum("rg,rg->r", weights @ wins.astype(np.float32), weights) / pairs
     estimate = float(wins.sum() / (counts[0].sum() * counts[1].sum()))
     low, high = np.nanquantile(draws, [0.025, 0.975]) if n_groups > 1 else (np.nan, np.nan)
     return Estimate(estimate, float(low), float(high), len(truth))
+
+
+def student_mean(values: Sequence[float], n: int, *, level: float = 0.95) -> Estimate:
+    """Mean of independent scores with Student's t interval, within 0 and 1.
+
+    Args:
+        values: Scores, at least two.
+        n: What to state as the number of rows behind each.
+        level: Coverage of the interval.
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Estimate(mean, np.nan, np.nan, n)
+    spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(scipy_stats.t.ppf(0.5 + level / 2, len(values) - 1)) * spread
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n)
 
 
 def pvalue_above(estimate: Estimate, chance: float) -> float:

@@ -21,58 +21,23 @@ from tqdm import tqdm
 
 from lvlm_interp.activations.base import Activations
 from lvlm_interp.errors import UsageError
-from lvlm_interp.probing.design import MAIN, SHUFFLED, TYPES, Design, design_of
+from lvlm_interp.probing.design import (
+    CONTROLS,
+    MAIN,
+    PIXELS,
+    SHUFFLED,
+    TYPES,
+    UNTRAINED,
+    Design,
+    design_of,
+)
 from lvlm_interp.probing.directions import Direction, fit_direction
 from lvlm_interp.probing.fitting import Outcome, Problem, fit_problem, probe_of
-from lvlm_interp.probing.scores import (
-    auroc,
-    balanced_accuracy,
-    balanced_difference,
-    pvalue_above,
-)
+from lvlm_interp.probing.summary import Best, best_of, rows_of, summary_of
 from lvlm_interp.results import Result, ResultTable
 from lvlm_interp.sites import Site, select
-from lvlm_interp.stats import Estimate, benjamini_hochberg
 
-__all__ = ["CONTROLS", "Best", "ProbeSweep", "sweep"]
-
-UNTRAINED, PIXELS = "untrained", "pixels"
-CONTROLS = (SHUFFLED, TYPES, UNTRAINED, PIXELS)
-
-
-@dataclass(frozen=True)
-class Best:
-    """The score of a sweep whose site and position were chosen on training folds alone.
-
-    Attributes:
-        site, position, head: The choice of most folds.
-        balanced_accuracy: On the held-out folds, each scored at the site that its training chose.
-        auroc: Likewise; None unless there are two classes.
-        selectivity: Balanced accuracy minus that of the control task at the same sites; None
-            without that control.
-        shuffled: Balanced accuracy with shuffled labels at the same sites; None without it.
-        per_fold: (site, position, head) of each fold.
-    """
-
-    site: str
-    position: str
-    head: int | None
-    balanced_accuracy: Estimate
-    auroc: Estimate | None
-    selectivity: Estimate | None
-    shuffled: Estimate | None
-    per_fold: tuple[tuple[str, str, int | None], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `summary.json`: site, position, accuracy and selectivity with their intervals."""
-        return {
-            "site": self.site,
-            "position": self.position,
-            "head": self.head,
-            "accuracy": self.balanced_accuracy.to_dict(),
-            "auroc": self.auroc.to_dict() if self.auroc else None,
-            "selectivity": self.selectivity.to_dict() if self.selectivity else None,
-        }
+__all__ = ["ProbeSweep", "sweep"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +46,8 @@ class ProbeSweep(Result):
 
     Attributes:
         table: One row per example x site x position x head x control: metric `correct`, with the
-            columns `control` (`none` is the task), `group`, `fold`, `truth`, `predicted`, `score`.
+            columns `control` (`none` is the task), `draw` (which shuffle), `group`, `fold`,
+            `truth`, `predicted`, `score`.
         summary: One row per site x position x head x baseline, with intervals; see `sweep`.
         design: Labels and folds.
         outcomes: Predictions per problem.
@@ -118,7 +84,7 @@ class ProbeSweep(Result):
             where = f"{sites} and {positions or 'any position'}"
             raise UsageError(f"No problem of this sweep is at {where}.")
         picks = self.picks(among)
-        return _best(picks, self.design, self.seed, self.n_resamples)
+        return best_of(picks, self.design, self.seed, self.n_resamples)
 
     def direction(
         self, site: str, position: str | None = None, head: int | None = None
@@ -187,6 +153,7 @@ def sweep(
     control_type: str | None = "type",
     baselines: Mapping[str, Activations] | None = None,
     n_folds: int = 5,
+    n_shuffles: int = 5,
     seed: int = 0,
     n_jobs: int = 1,
     n_resamples: int = 1000,
@@ -208,7 +175,9 @@ def sweep(
             their activations in `baselines`.
         control_type: Column of the types of the control task (`shape|color|cell` in scenes).
         baselines: Activations by control: `untrained` at the same sites and positions; `pixels`.
-        n_folds: Outer folds.
+        n_folds: Outer folds, at least 3: one is held out, one chooses the regularisation.
+        n_shuffles: How often the labels are shuffled, at least 2; the interval of `shuffled` is
+            made of the spread between them.
         seed: Of folds, controls and intervals.
         n_jobs: Processes; problems are spread over them.
         n_resamples: Of the bootstrap.
@@ -235,6 +204,7 @@ def sweep(
         control_type=control_type,
         controls=tuple(controls),
         n_folds=n_folds,
+        n_shuffles=n_shuffles,
         seed=seed,
     )
     places = [positions] if isinstance(positions, str) else positions
@@ -251,11 +221,12 @@ def sweep(
     found: Any = joblib.Parallel(n_jobs=n_jobs)(tasks)
     outcomes: tuple[Outcome, ...] = tuple(found)
     table = ResultTable(
-        pd.concat([_rows(each, design, data) for each in outcomes], ignore_index=True),
+        pd.concat([rows_of(each, design, data) for each in outcomes], ignore_index=True),
         {**data.provenance, "seed": seed, "label": label, "group": group, "where": where}
-        | {"probe": str(probe), "grid": settings, "controls": list(controls), "n_folds": n_folds},
+        | {"probe": str(probe), "grid": settings, "controls": list(controls), "n_folds": n_folds}
+        | {"n_shuffles": n_shuffles},
     )
-    summary = _summary(outcomes, design, seed, n_resamples)
+    summary = summary_of(outcomes, design, seed, n_resamples)
     return ProbeSweep(
         table, summary, design, outcomes, data, (estimator, settings), seed, n_resamples
     )
@@ -308,101 +279,3 @@ def _problems(
 def _matching(sites: str | Sequence[str], outcomes: Sequence[Outcome]) -> list[Site]:
     names = dict.fromkeys(each.site for each in outcomes if each.control == MAIN)
     return select(sites, [Site.parse(name) for name in names])
-
-
-def _rows(outcome: Outcome, design: Design, data: Activations) -> pd.DataFrame:
-    site = Site.parse(outcome.site) if outcome.control != PIXELS else None
-    names, classes = data.label("example").to_numpy(), np.array(design.classes, dtype=object)
-    frames = []
-    for control, predicted in outcome.predicted.items():
-        truth = design.codes[control][outcome.rows]
-        frames.append(
-            pd.DataFrame(
-                {
-                    "example": names[outcome.rows],
-                    "tower": site.tower if site else None,
-                    "layer": site.layer if site else None,
-                    "site": outcome.site,
-                    "head": outcome.head,
-                    "position": outcome.position,
-                    "metric": "correct",
-                    "value": (predicted == truth).astype(float),
-                    "control": outcome.control if outcome.control != MAIN else control,
-                    "group": design.groups[outcome.rows],
-                    "fold": design.fold[outcome.rows],
-                    "truth": classes[truth].astype(str),
-                    "predicted": classes[predicted].astype(str),
-                    "score": outcome.score if control == MAIN else np.nan,
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
-
-
-def _summary(
-    outcomes: Sequence[Outcome], design: Design, seed: int, n_resamples: int
-) -> pd.DataFrame:
-    rows = []
-    for outcome in outcomes:
-        site = Site.parse(outcome.site) if outcome.control != PIXELS else None
-        found = _scores([outcome], [slice(None)], design, seed, n_resamples)
-        row: dict[str, Any] = {
-            "control": outcome.control,
-            "tower": site.tower if site else None,
-            "layer": site.layer if site else None,
-            "site": outcome.site,
-            "position": outcome.position,
-            "head": outcome.head,
-            "n": len(outcome.rows),
-            "chance": design.chance,
-        }
-        for name, estimate in found.items():
-            values = (estimate.estimate, estimate.low, estimate.high) if estimate else (np.nan,) * 3
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-        main = found["balanced_accuracy"]
-        row["pvalue"] = pvalue_above(main, design.chance) if main else np.nan
-        rows.append(row)
-    frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
-    frame["pvalue_adjusted"] = benjamini_hochberg(frame["pvalue"].to_numpy())
-    return frame
-
-
-def _best(picks: Sequence[Outcome], design: Design, seed: int, n_resamples: int) -> Best:
-    held = [design.fold[pick.rows] == fold for fold, pick in enumerate(picks)]
-    found = _scores(picks, held, design, seed, n_resamples)
-    per_fold = tuple((pick.site, pick.position, pick.head) for pick in picks)
-    site, position, head = max(dict.fromkeys(per_fold), key=per_fold.count)
-    accuracy = found.pop("balanced_accuracy")
-    assert accuracy is not None
-    return Best(site, position, head, accuracy, **found, per_fold=per_fold)
-
-
-def _scores(
-    parts: Sequence[Outcome],
-    keep: Sequence[Any],
-    design: Design,
-    seed: int,
-    n_resamples: int,
-) -> dict[str, Estimate | None]:
-    """Scores of predictions that may come from several problems, some rows of each."""
-    rows = np.concatenate([part.rows[mask] for part, mask in zip(parts, keep, strict=True)])
-    groups = design.groups[rows]
-    options = {"n_resamples": n_resamples, "seed": seed}
-
-    def joined(control: str) -> tuple[np.ndarray, np.ndarray] | None:
-        if any(control not in part.predicted for part in parts):
-            return None
-        predicted = [part.predicted[control][mask] for part, mask in zip(parts, keep, strict=True)]
-        truth = design.codes[control][rows]
-        return truth, np.concatenate(predicted) == truth
-
-    main, shuffled, types = (joined(name) for name in (MAIN, SHUFFLED, TYPES))
-    assert main is not None
-    score = np.concatenate([part.score[mask] for part, mask in zip(parts, keep, strict=True)])
-    binary = len(design.classes) == 2
-    return {
-        "balanced_accuracy": balanced_accuracy(*main, groups, **options),
-        "auroc": auroc(main[0], score, groups, **options) if binary else None,
-        "shuffled": balanced_accuracy(*shuffled, groups, **options) if shuffled else None,
-        "selectivity": balanced_difference(*main, *types, groups, **options) if types else None,
-    }

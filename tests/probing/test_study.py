@@ -50,7 +50,7 @@ def test_the_four_studies_state_all_of_it_beforehand(checkpoint):
         found = load_study(path, {"models": [checkpoint]})
         assert set(found.controls) == {"shuffled_labels", "control_task", "untrained", "pixels"}
         assert found.question.endswith("?") and found.control and found.answer
-        found.check(load_examples(":".join([*found.data.split(":")[:2], "12", "3"])))
+        found.check(load_examples(":".join([*found.data.split(":")[:2], "60", "3"])))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,19 @@ def test_the_four_studies_state_all_of_it_beforehand(checkpoint):
         ({"positions": ["objct"]}, UsageError, "did you mean 'object'"),
         ({"sites": ["text.9.z"]}, SiteError, r"No site of this model matches 'text\.9\.z'"),
         ({"above": None}, UsageError, "the key 'above' is missing"),
+        ({"above": "high"}, UsageError, "'above' is of kind float, got 'high'"),
+        ({"folds": "many"}, UsageError, "'folds' is of kind int, got 'many'"),
+        ({"group": None}, UsageError, "'group' has no value"),
+        ({"folds": 2}, UsageError, "n_folds=2 is too few"),
+        ({"known": 1}, UsageError, "'known' is of kind bool, got 1"),
+        ({"sites": [1]}, UsageError, "'sites' is a list of names"),
+        ({"where": "nope == 1"}, UsageError, "is no condition on the labels"),
+        ({"where": "asked_shape == 'rink'"}, UsageError, "has 0 values among 0 examples"),
+        ({"control_type": "tipe"}, UsageError, "no control_type 'tipe'; did you mean 'type'"),
+        ({"beyond": ["pixel"]}, UsageError, "did you mean 'pixels'"),
+        ({"answer_positions": ["lst"]}, UsageError, "no answer position 'lst'; did you mean"),
+        ({"answer_sites": "text.7.*"}, SiteError, r"text\.7"),
+        ({"known_label": "prsent"}, UsageError, "did you mean 'present'"),
         ({}, None, None),
     ],
 )

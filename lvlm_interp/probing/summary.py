@@ -1,0 +1,178 @@
+"""From held-out predictions to rows, summaries and the score of an honest choice.
+
+Scores of the task have cluster-bootstrap intervals. That of shuffled labels has another: the labels
+are shuffled several times, and its interval is Student's t on the scores of the shuffles. The
+bootstrap of one shuffle is too narrow there (it covers chance in 85% of sets where it should in
+95%): it resamples predictions as if those of two folds were independent, and the label of each row
+helps to predict the other (Bengio and Grandvalet 2004, "No unbiased estimator of the variance of
+k-fold cross-validation"). Shuffles are independent given the features, so their spread holds the
+refitting too; to refit on each is Ojala and Garriga (2010), "Permutation tests for studying
+classifier performance", test 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lvlm_interp.activations.base import Activations
+from lvlm_interp.probing.design import MAIN, PIXELS, SHUFFLED, TYPES, Design
+from lvlm_interp.probing.fitting import Outcome
+from lvlm_interp.probing.scores import (
+    auroc,
+    balanced_accuracy,
+    balanced_difference,
+    point_balanced,
+    pvalue_above,
+    student_mean,
+)
+from lvlm_interp.sites import Site
+from lvlm_interp.stats import Estimate, benjamini_hochberg
+
+__all__ = ["Best", "best_of", "rows_of", "summary_of"]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The score of a sweep whose site and position were chosen on training folds alone.
+
+    Attributes:
+        site, position, head: The choice of most folds.
+        balanced_accuracy: On the held-out folds, each scored at the site that its training chose.
+        auroc: Likewise; None unless there are two classes.
+        selectivity: Balanced accuracy minus that of the control task at the same sites; None
+            without that control.
+        shuffled: Balanced accuracy with shuffled labels at the same sites; None without it.
+        per_fold: (site, position, head) of each fold.
+    """
+
+    site: str
+    position: str
+    head: int | None
+    balanced_accuracy: Estimate
+    auroc: Estimate | None
+    selectivity: Estimate | None
+    shuffled: Estimate | None
+    per_fold: tuple[tuple[str, str, int | None], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `summary.json`: site, position, accuracy and selectivity with their intervals."""
+        return {
+            "site": self.site,
+            "position": self.position,
+            "head": self.head,
+            "accuracy": self.balanced_accuracy.to_dict(),
+            "auroc": self.auroc.to_dict() if self.auroc else None,
+            "selectivity": self.selectivity.to_dict() if self.selectivity else None,
+        }
+
+
+def rows_of(outcome: Outcome, design: Design, data: Activations) -> pd.DataFrame:
+    """One row per held-out prediction of a problem, for the tidy table."""
+    site = Site.parse(outcome.site) if outcome.control != PIXELS else None
+    names, classes = data.label("example").to_numpy(), np.array(design.classes, dtype=object)
+    frames = []
+    for name, predicted in outcome.predicted.items():
+        truth = design.codes[name][outcome.rows]
+        shuffled = name in design.shuffles
+        control = SHUFFLED if shuffled else name
+        frames.append(
+            pd.DataFrame(
+                {
+                    "example": names[outcome.rows],
+                    "tower": site.tower if site else None,
+                    "layer": site.layer if site else None,
+                    "site": outcome.site,
+                    "head": outcome.head,
+                    "position": outcome.position,
+                    "metric": "correct",
+                    "value": (predicted == truth).astype(float),
+                    "control": outcome.control if outcome.control != MAIN else control,
+                    "draw": design.shuffles.index(name) if shuffled else None,
+                    "group": design.groups[outcome.rows],
+                    "fold": design.fold[outcome.rows],
+                    "truth": classes[truth].astype(str),
+                    "predicted": classes[predicted].astype(str),
+                    "score": outcome.score if control == MAIN else np.nan,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def summary_of(
+    outcomes: Sequence[Outcome], design: Design, seed: int, n_resamples: int
+) -> pd.DataFrame:
+    """One row per problem, with the interval of each score; see `sweep`."""
+    rows = []
+    for outcome in outcomes:
+        site = Site.parse(outcome.site) if outcome.control != PIXELS else None
+        found = _scores([outcome], [slice(None)], design, seed, n_resamples)
+        row: dict[str, Any] = {
+            "control": outcome.control,
+            "tower": site.tower if site else None,
+            "layer": site.layer if site else None,
+            "site": outcome.site,
+            "position": outcome.position,
+            "head": outcome.head,
+            "n": len(outcome.rows),
+            "chance": design.chance,
+        }
+        for name, estimate in found.items():
+            values = (estimate.estimate, estimate.low, estimate.high) if estimate else (np.nan,) * 3
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+        main = found["balanced_accuracy"]
+        row["pvalue"] = pvalue_above(main, design.chance) if main else np.nan
+        rows.append(row)
+    frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
+    frame["pvalue_adjusted"] = benjamini_hochberg(frame["pvalue"].to_numpy())
+    return frame
+
+
+def best_of(picks: Sequence[Outcome], design: Design, seed: int, n_resamples: int) -> Best:
+    """The score of problems that were chosen per fold, each on the fold that it was chosen for."""
+    held = [design.fold[pick.rows] == fold for fold, pick in enumerate(picks)]
+    found = _scores(picks, held, design, seed, n_resamples)
+    per_fold = tuple((pick.site, pick.position, pick.head) for pick in picks)
+    site, position, head = max(dict.fromkeys(per_fold), key=per_fold.count)
+    accuracy = found.pop("balanced_accuracy")
+    assert accuracy is not None
+    return Best(site, position, head, accuracy, **found, per_fold=per_fold)
+
+
+def _scores(
+    parts: Sequence[Outcome],
+    keep: Sequence[Any],
+    design: Design,
+    seed: int,
+    n_resamples: int,
+) -> dict[str, Estimate | None]:
+    """Scores of predictions that may come from several problems, some rows of each."""
+    rows = np.concatenate([part.rows[mask] for part, mask in zip(parts, keep, strict=True)])
+    groups = design.groups[rows]
+    options = {"n_resamples": n_resamples, "seed": seed}
+
+    def joined(control: str) -> tuple[np.ndarray, np.ndarray] | None:
+        if any(control not in part.predicted for part in parts):
+            return None
+        predicted = [part.predicted[control][mask] for part, mask in zip(parts, keep, strict=True)]
+        truth = design.codes[control][rows]
+        return truth, np.concatenate(predicted) == truth
+
+    main, types = joined(MAIN), joined(TYPES)
+    shuffles = [each for name in design.shuffles if (each := joined(name)) is not None]
+    assert main is not None
+    score = np.concatenate([part.score[mask] for part, mask in zip(parts, keep, strict=True)])
+    binary = len(design.classes) == 2
+    return {
+        "balanced_accuracy": balanced_accuracy(*main, groups, **options),
+        "auroc": auroc(main[0], score, groups, **options) if binary else None,
+        "shuffled": student_mean([point_balanced(*each) for each in shuffles], len(rows))
+        if shuffles
+        else None,
+        "selectivity": balanced_difference(*main, *types, groups, **options) if types else None,
+    }
