@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -132,6 +132,10 @@ class TokenMap:
     @property
     def image(self) -> np.ndarray:
         """Positions of the image's tokens (patches and queries, not separators)."""
+        return self._image.copy()
+
+    @cached_property
+    def _image(self) -> np.ndarray:
         return np.flatnonzero((self.kind == "image") | (self.kind == "query"))
 
     @property
@@ -142,12 +146,16 @@ class TokenMap:
     @property
     def real(self) -> np.ndarray:
         """Positions that are not padding."""
+        return self._real.copy()
+
+    @cached_property
+    def _real(self) -> np.ndarray:
         return np.flatnonzero(self.kind != "pad")
 
     @property
     def last(self) -> int:
         """The last position that is not padding, where the answer is predicted."""
-        return int(self.real[-1])
+        return int(self._real[-1])
 
     @property
     def n_images(self) -> int:
@@ -273,15 +281,11 @@ class TokenMap:
         for at in np.split(keep, np.flatnonzero(np.diff(keep) > 1) + 1):
             if len(at) == 0:
                 continue
-            ends = [len(self._decode(self.ids[at[: i + 1]])) for i in range(len(at))]
-            runs.append((self._decode(self.ids[at]), at, np.array(ends)))
+            if self.tokenizer is None:
+                raise InputError("Words need a tokenizer: wrap the model with its processor.")
+            text, ends = _decoded(self.tokenizer, tuple(self.ids[at].tolist()))
+            runs.append((text, at, ends))
         return runs
-
-    def _decode(self, ids: np.ndarray) -> str:
-        if self.tokenizer is None:
-            raise InputError("Words need a tokenizer: wrap the model with its processor.")
-        decode = self.tokenizer.decode  # pyright: ignore[reportAttributeAccessIssue]
-        return decode(ids.tolist(), clean_up_tokenization_spaces=False)
 
     @property
     def decoded(self) -> str:
@@ -307,3 +311,19 @@ class TokenMap:
         counts = {kind: int((self.kind == kind).sum()) for kind in KINDS}
         listed = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
         return f"TokenMap({len(self)} positions: {listed})"
+
+
+@lru_cache(maxsize=1024)
+def _decoded(tokenizer: object, ids: tuple[int, ...]) -> tuple[str, np.ndarray]:
+    """A run of text tokens as a string, and the end of each token in it.
+
+    Kept, since the rows of a data set share their template and often their question, and a prompt
+    of n tokens takes n calls of the tokenizer.
+    """
+    decode = tokenizer.decode  # pyright: ignore[reportAttributeAccessIssue]
+    grown = [
+        decode(list(ids[: i + 1]), clean_up_tokenization_spaces=False) for i in range(len(ids))
+    ]
+    ends = np.array([len(text) for text in grown])
+    ends.setflags(write=False)
+    return grown[-1], ends

@@ -85,9 +85,12 @@ def draw(folder: Path) -> None:
     """Figures from the tables, where they are older than these."""
     summary, known = folder / "summary.csv", folder / "known.csv"
     if fresh(summary, folder / "sweep.png"):
-        save(li.plotting.probe_flow(sweep_lines(pd.read_csv(summary))), folder / "sweep")
+        table = pd.read_csv(summary)
+        chance = float(table["chance"].iloc[0])
+        save(li.plotting.probe_flow(sweep_lines(table), chance=chance), folder / "sweep")
     if fresh(known, folder / "known.png"):
-        save(li.plotting.probe_flow(known_lines(pd.read_csv(known)), chance=None), folder / "known")
+        lines = known_lines(pd.read_csv(known))
+        save(li.plotting.probe_flow(lines, chance=None, label="share right"), folder / "known")
 
 
 def fresh(table: Path, figure: Path) -> bool:

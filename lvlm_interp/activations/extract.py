@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from lvlm_interp.activations.arrays import SiteGroup
-from lvlm_interp.activations.forward import Runner
+from lvlm_interp.activations.forward import Chunk, Runner
 from lvlm_interp.activations.gather import Missing
 from lvlm_interp.activations.manifest import MANIFEST, Manifest, Part
 from lvlm_interp.activations.memory import as_examples
@@ -21,7 +23,7 @@ from lvlm_interp.activations.store import Store, open_store
 from lvlm_interp.activations.units import is_whole, write_unit
 from lvlm_interp.data.examples import ContrastPair, Example
 from lvlm_interp.data.sources import data_hash, load_examples
-from lvlm_interp.errors import StoreError, UsageError
+from lvlm_interp.errors import DataError, StoreError, UsageError
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.sites import Site
 
@@ -69,10 +71,9 @@ class Job:
         """Examples of a unit."""
         return [self.examples[index] for index in self.part.examples(unit)]
 
-    def write(self, runner: Runner, unit: int, examples: Sequence[Example]) -> None:
-        """Compute and write one unit."""
-        groups = SiteGroup.of(runner.sites)
-        chunk = runner.run(examples)
+    def write(self, unit: int, chunk: Chunk) -> None:
+        """Write what was computed for one unit."""
+        groups = SiteGroup.of([Site.parse(name) for name in self.manifest.sites])
         write_unit(self.folder, self.part, unit, chunk, groups, self.manifest.dtype)
 
     @property
@@ -122,6 +123,7 @@ def extract(
     chosen, roles = model.sites(sites), parse_roles(positions)
     check_sites(chosen, roles)
     examples = as_examples(load_examples(data) if isinstance(data, str) else data)
+    _check_ids(examples)
     old = _existing(folder, resume or append)
     wanted = Manifest.of(
         model,
@@ -142,9 +144,17 @@ def extract(
 def _here(progress: bool) -> Engine:
     def run(job: Job, units: Sequence[int]) -> None:
         assert job.model is not None
-        runner = job.runner(job.model)
-        for unit in tqdm(units, desc="extract", unit="unit", disable=not progress):
-            job.write(runner, unit, job.unit_examples(unit))
+        runner, writing = job.runner(job.model), None
+        # Disk and hashes wait without the interpreter's lock, so a unit is written while the next
+        # one is computed; never more than one waits, so memory does not grow.
+        with ThreadPoolExecutor(1) as writer:
+            for unit in tqdm(units, desc="extract", unit="unit", disable=not progress):
+                chunk = runner.run(job.unit_examples(unit))
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(job.write, unit, chunk)
+            if writing is not None:
+                writing.result()
 
     return run
 
@@ -195,6 +205,15 @@ def _part(
     folder.mkdir(parents=True, exist_ok=True)
     manifest.write(folder)
     return manifest, manifest.parts[-1]
+
+
+def _check_ids(examples: Sequence[Example]) -> None:
+    twice = [name for name, n in Counter(example.id for example in examples).items() if n > 1]
+    if twice:
+        raise DataError(
+            f"{len(twice)} ids occur more than once among the {len(examples)} examples, the first "
+            f"{twice[0]!r}; ids must be unique, since tables join on them."
+        )
 
 
 def _check_new_ids(folder: Path, examples: Sequence[Example]) -> None:

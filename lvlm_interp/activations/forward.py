@@ -27,6 +27,9 @@ __all__ = ["Chunk", "Runner", "to_numpy"]
 OWN_COLUMNS = tuple("example group level prompt answer foil said wrong margin n_tokens".split())
 """Columns of the label frame that every data set has; an example's labels follow."""
 
+TOKEN_COLUMNS = ("ids", "kind", "row", "col", "tile", "box")
+"""What is kept of the token map of each example."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -41,14 +44,14 @@ class Chunk:
             examples' tokens one after the other.
         counts: Tokens of each example, by tower and role name, for the same roles.
         rows: One record per example: see `OWN_COLUMNS`, then the example's labels.
-        token_maps: One record per example: ids, kinds, grid cells and boxes of its positions.
+        token_maps: One record per example, of `TOKEN_COLUMNS`: arrays over its positions.
     """
 
     pooled: dict[Site, np.ndarray]
     every: dict[tuple[Site, str], np.ndarray]
     counts: dict[tuple[str, str], np.ndarray]
     rows: list[dict[str, Any]]
-    token_maps: list[dict[str, Any]]
+    token_maps: list[dict[str, np.ndarray]]
 
 
 class Runner:
@@ -78,6 +81,7 @@ class Runner:
         self.missing: Missing = missing
         self.dtype = dtype or model.dtype
         self._answers: dict[str, int] = {}
+        self._words: dict[int, str] = {}
 
     def run(self, examples: Sequence[Example]) -> Chunk:
         """Activations and labels of the examples.
@@ -122,7 +126,7 @@ class Runner:
     def _rows(
         self, examples: Sequence[Example], inputs: Inputs, logits: Tensor
     ) -> list[dict[str, Any]]:
-        said = logits.argmax(-1).tolist()
+        said, values = logits.argmax(-1).tolist(), logits.cpu().numpy()
         rows = []
         for index, (example, token) in enumerate(zip(examples, said, strict=True)):
             answer, foil = (self._answer(word) for word in (example.answer, example.foil))
@@ -134,15 +138,20 @@ class Runner:
                 "prompt": example.prompt,
                 "answer": example.answer,
                 "foil": example.foil,
-                "said": self.model.tokenizer.decode([token]).strip(),
+                "said": self._word(token),
                 "wrong": None if answer is None else token != answer,
-                "margin": float(logits[index, answer] - logits[index, foil]) if both else np.nan,
+                "margin": float(values[index, answer] - values[index, foil]) if both else np.nan,
                 "n_tokens": len(inputs.tokens[index].real),
             }
             for name, value in example.labels.items():
                 row[f"label_{name}" if name in OWN_COLUMNS else str(name)] = _plain(value)
             rows.append(row)
         return rows
+
+    def _word(self, token: int) -> str:
+        if token not in self._words:
+            self._words[token] = self.model.tokenizer.decode([token]).strip()
+        return self._words[token]
 
     def _answer(self, word: str | None) -> int | None:
         if word is None:
@@ -212,17 +221,10 @@ def _joined(parts: Sequence[tuple[list[int], Chunk]]) -> Chunk:
     )
 
 
-def _token_map(inputs: Inputs, row: int) -> dict[str, Any]:
+def _token_map(inputs: Inputs, row: int) -> dict[str, np.ndarray]:
     tokens = inputs.tokens[row]
     real = tokens.real
-    return {
-        "ids": tokens.ids[real].tolist(),
-        "kind": tokens.kind[real].tolist(),
-        "row": tokens.row[real].tolist(),
-        "col": tokens.col[real].tolist(),
-        "tile": tokens.tile[real].tolist(),
-        "box": tokens.box[real].tolist(),
-    }
+    return {name: getattr(tokens, name)[real] for name in TOKEN_COLUMNS}
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lvlm_interp.activations.roles import Role
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.positions import tower_positions
+from lvlm_interp.models.positions import in_tower, role_positions, tower_positions
 from lvlm_interp.sites import Site
 
 Missing = Literal["raise", "nan"]
@@ -47,10 +47,15 @@ class Picked:
         """Number of tokens of each segment."""
         return torch.bincount(self.segment, minlength=self.n_segments)
 
+    @cached_property
+    def single(self) -> bool:
+        """Whether every segment is one token, so that nothing is averaged."""
+        return len(self.tokens) == self.n_segments and bool((self.sizes == 1).all())
+
     def pool(self, value: Float[Tensor, "batch pos ..."]) -> Float[Tensor, "segment ..."]:
         """Mean over the tokens of each segment, in float32 where there is more than one."""
         found = value.flatten(0, 1)[self.tokens]
-        if len(self.tokens) == self.n_segments and bool((self.sizes == 1).all()):
+        if self.single:
             return found
         out = found.new_zeros((self.n_segments, *found.shape[1:]), dtype=torch.float32)
         out.index_add_(0, self.segment, found.float())
@@ -71,6 +76,7 @@ class Gather:
         self.inputs, self.roles, self.missing = inputs, tuple(roles), missing
         self._picked: dict[tuple[str, int], Picked] = {}
         self._seen: dict[Site, Picked] = {}
+        self._found: dict[tuple[int, str], np.ndarray] = {}
 
     def __call__(self, site: Site, value: Float[Tensor, "batch pos ..."]) -> Tensor:
         """Segments of a site's value."""
@@ -106,34 +112,39 @@ class Gather:
             [self._positions(row, tower, role, n_positions) for role in (*pooled, *every)]
             for row in range(self.inputs.batch_size)
         ]
-        segments = [at for row in found for at in row[: len(pooled)]]
-        counts = {}
+        taken = [at for row in found for at in row[: len(pooled)]]
+        sizes, counts = [len(at) for at in taken], {}
         for index, role in enumerate(every, len(pooled)):
-            segments += [
-                at[i : i + 1] for row in found for at in [row[index]] for i in range(len(at))
-            ]
+            taken += [row[index] for row in found]
             counts[role.name] = np.array([len(row[index]) for row in found])
+            sizes += [1] * int(counts[role.name].sum())
         device = self.inputs["input_ids"].device
-        sizes = torch.tensor([len(at) for at in segments])
         return Picked(
-            tokens=torch.from_numpy(np.concatenate(segments).astype(np.int64)).to(device),
-            segment=torch.repeat_interleave(torch.arange(len(segments)), sizes).to(device),
-            n_segments=len(segments),
+            tokens=torch.from_numpy(np.concatenate(taken).astype(np.int64)).to(device),
+            segment=torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)).to(device),
+            n_segments=len(sizes),
             n_pooled=len(pooled),
             counts=counts,
         )
 
     def _positions(self, row: int, tower: str, role: Role, n_positions: int) -> np.ndarray:
-        example = self.inputs.examples[row]
-        boxes = getattr(example, "boxes", None)
         try:
-            at = tower_positions(self.inputs.tokens[row], tower, role.base, boxes, n_positions)
+            at = self._at(row, tower, role.base, n_positions)
         except InputError as error:
             if self.missing == "nan":
                 return np.array([], dtype=np.int64)
-            name = getattr(example, "id", row)
+            name = getattr(self.inputs.examples[row], "id", row)
             raise InputError(
                 f"Example {name!r}, position {role.name!r}: {error} Leave the position out, or "
                 "let missing positions be NaN (missing='nan')."
             ) from error
         return row * n_positions + at
+
+    def _at(self, row: int, tower: str, role: str, n_positions: int) -> np.ndarray:
+        tokens = self.inputs.tokens[row]
+        if role == "all":
+            return tower_positions(tokens, tower, role, None, n_positions)
+        if (row, role) not in self._found:  # all towers ask for the same positions
+            boxes = getattr(self.inputs.examples[row], "boxes", None)
+            self._found[row, role] = role_positions(tokens, role, boxes)
+        return in_tower(tokens, tower, role, self._found[row, role], n_positions)

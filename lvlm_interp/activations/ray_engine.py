@@ -40,7 +40,7 @@ class UnitWorker:
 
     def do(self, unit: int, examples: Sequence[Example]) -> int:
         """Compute and write one unit."""
-        self.job.write(self.runner, unit, examples)
+        self.job.write(unit, self.runner.run(examples))
         return unit
 
     def process(self) -> int:

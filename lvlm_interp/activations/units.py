@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -92,7 +91,7 @@ def write_unit(
     files.append(atomic_write(_rows_path(folder, part, unit), text))
     maps = root / _UNITS / f"{unit:06d}.tokens.parquet"
     with atomic_path(maps) as temporary:
-        pq.write_table(pa.Table.from_pandas(pd.DataFrame(chunk.token_maps)), temporary)
+        pq.write_table(_token_table(chunk.token_maps), temporary)
     files.append(maps)
     marker = {
         "files": {
@@ -102,6 +101,22 @@ def write_unit(
         "counts": {f"{tower}/{role}": n.tolist() for (tower, role), n in chunk.counts.items()},
     }
     atomic_write(marker_of(folder, part, unit), json.dumps(marker, sort_keys=True) + "\n")
+
+
+def _token_table(maps: Sequence[Mapping[str, np.ndarray]]) -> pa.Table:
+    """One row per example, a list over positions in each column; made of whole columns at once."""
+    ends = np.cumsum([0, *(len(each["ids"]) for each in maps)])
+    columns = {}
+    for name in maps[0] if maps else ():
+        flat = np.concatenate([each[name] for each in maps])
+        values = pa.array(flat.ravel())
+        if flat.ndim == 2:
+            width = flat.shape[1]
+            values = pa.ListArray.from_arrays(
+                pa.array(np.arange(0, flat.size + 1, width), pa.int32()), values
+            )
+        columns[name] = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values)
+    return pa.table(columns)
 
 
 def every_path(root: Path, group: SiteGroup, role: str, unit: int) -> Path:

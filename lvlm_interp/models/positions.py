@@ -35,20 +35,39 @@ def tower_positions(
     """
     if role.lstrip("-").isdigit():
         return _single(int(role), tokens, tower, n_positions)
+    if tower != "text" and role == "all":
+        return np.arange(_needed(tower, n_positions))
+    return in_tower(tokens, tower, role, role_positions(tokens, role, boxes), n_positions)
+
+
+def in_tower(
+    tokens: TokenMap, tower: str, role: str, found: np.ndarray, n_positions: int | None
+) -> np.ndarray:
+    """Where a tower has what a role means in the language model.
+
+    Args:
+        tokens: Map of one row.
+        tower: `text`, `vision` or `projector`.
+        role: For messages.
+        found: Its positions in the language model, from `role_positions`.
+        n_positions: Positions that the site has; needed outside of the language model.
+
+    Raises:
+        InputError: The role has no patches, or patches and image tokens cannot be matched.
+    """
     if tower == "text":
-        return _text(tokens, role, boxes)
-    if n_positions is None:
-        raise InputError(f"The number of positions of the tower {tower!r} is needed.")
-    if role == "all":
-        return np.arange(n_positions)
+        return found
+    n_positions = _needed(tower, n_positions)
     if tokens.n_images != 1:
         raise InputError(
             f"Roles in the {tower} tower need exactly one image in the row, it has "
             f"{tokens.n_images}."
         )
     image = tokens.image
-    chosen = np.intersect1d(_text(tokens, role, boxes), image)
-    if len(chosen) == 0:
+    # Both are sorted, so the places of the common ones are found by looking each up.
+    at = np.searchsorted(image, found).clip(max=max(len(image) - 1, 0))
+    at = at[image[at] == found] if len(image) else at[:0]
+    if len(at) == 0:
         raise InputError(
             f"The role {role!r} has no image tokens, so no patch in the {tower} tower."
         )
@@ -59,10 +78,17 @@ def tower_positions(
             "do not correspond one to one; use the role 'all', or sites of the language model."
         )
     # A class token, where there is one, stands first and has no image token.
-    return np.searchsorted(image, chosen) + offset
+    return at + offset
 
 
-def _text(tokens: TokenMap, role: str, boxes: Mapping[str, PixelBox] | None) -> np.ndarray:
+def role_positions(
+    tokens: TokenMap, role: str, boxes: Mapping[str, PixelBox] | None = None
+) -> np.ndarray:
+    """Positions of a role in the language model, sorted.
+
+    Raises:
+        InputError: The role does not exist in this row.
+    """
     if role != "edited":
         found = tokens.positions(role, boxes)
     elif boxes and "edited" in boxes:
@@ -72,6 +98,12 @@ def _text(tokens: TokenMap, role: str, boxes: Mapping[str, PixelBox] | None) -> 
     if len(found) == 0:
         raise InputError(f"The role {role!r} has no position in this prompt.")
     return found
+
+
+def _needed(tower: str, n_positions: int | None) -> int:
+    if n_positions is None:
+        raise InputError(f"The number of positions of the tower {tower!r} is needed.")
+    return n_positions
 
 
 def _single(position: int, tokens: TokenMap, tower: str, n_positions: int | None) -> np.ndarray:

@@ -104,11 +104,11 @@ def test_an_interrupted_run_is_finished_bit_by_bit(model, data, whole, tmp_path,
     out = tmp_path / "acts"
     calls = []
 
-    def stop(self, runner, unit, examples):
+    def stop(self, unit, chunk):
         calls.append(unit)
         if unit == 1:
             raise KeyboardInterrupt
-        return original(self, runner, unit, examples)
+        return original(self, unit, chunk)
 
     original = Job.write
     monkeypatch.setattr(Job, "write", stop)
