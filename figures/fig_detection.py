@@ -6,7 +6,18 @@ import lvlm_interp as li
 
 if __name__ == "__main__":
     frame = read("detection")
-    frame = frame.assign(row=frame["model"] + ", " + frame["score"])
-    figure = li.plotting.forest(frame, rows="row", panels="label", reference=0.5, unit="examples")
-    figure.supxlabel("AUROC with 95% interval", fontsize=7)
+    asks = {"present": "present/absent", "answer right": "right/wrong"}
+    figure = li.plotting.forest(
+        frame.assign(
+            label=frame["label"].replace(asks),
+            score=frame["score"].replace("shuffled", "shuffled labels"),
+        ),
+        rows="score",
+        panels="label",
+        hue="model",
+        reference=0.5,
+        limits=(0, 1.03),
+        label="AUROC",
+        unit="questions",
+    )
     write(figure, "detection")

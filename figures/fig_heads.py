@@ -9,5 +9,6 @@ if __name__ == "__main__":
     for level, part in frame.groupby("level", sort=False):
         best = part.nlargest(3, "estimate")
         marked = [(int(row.layer), int(row.head)) for row in best.itertuples()]
-        figure = li.plotting.head_map(part, marked=marked, label=f"recovery, {level}")
+        label = f"recovery (fraction), {level} level"
+        figure = li.plotting.head_map(part, marked=marked, label=label)
         write(figure, f"heads_{level}")

@@ -7,7 +7,13 @@ import lvlm_interp as li
 if __name__ == "__main__":
     frame = read("localisation")
     frame = frame[frame["model"] == "scenes-balanced"]
-    rows = frame["method"] + ", " + frame["word"]
-    rows = rows.mask(frame["method"] == "chance", "chance")
-    frame = frame.assign(row=rows).drop_duplicates(["row", "metric"])
-    write(li.plotting.forest(frame, rows="row", unit="scenes"), "localisation")
+    frame = frame[~frame["method"].str.endswith("minus chance")]
+    metrics = {"pointing": "pointing game", "auroc": "AUROC", "iou": "IoU"}
+    figure = li.plotting.forest(
+        frame.assign(metric=frame["metric"].replace(metrics)),
+        hue="word",
+        limits=(0, 1.03),
+        label="score (hit rate, area, fraction)",
+        unit="scenes",
+    )
+    write(figure, "localisation")

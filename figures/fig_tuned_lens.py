@@ -15,4 +15,5 @@ if __name__ == "__main__":
         unit="scenes",
         width="full",
     )
+    figure.axes[0].set_ylim(bottom=0)
     write(figure, "tuned_lens")

@@ -14,6 +14,7 @@ if __name__ == "__main__":
         HERE / "data" / "words.png",
         {layer: grid["word"].to_numpy() for layer, grid in grids.items()},
         {layer: grid["probability"].to_numpy(float) for layer, grid in grids.items()},
+        width="full",
         box=[float(edge) for edge in frame["box"].iloc[0].split(",")],
     )
     write(figure, "words")

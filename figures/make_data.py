@@ -2,8 +2,9 @@
 
 The only script here that loads a model.
 
-`python figures/make_data.py [NAME ...]` writes `figures/data/NAME.parquet` (all by default). The
-figures themselves (`fig_*.py`) read only these tables.
+`python figures/make_data.py [NAME ...]` writes `figures/data/NAME.parquet` (all by default);
+`--quick` takes few scenes, to see that it works. The figures themselves (`fig_*.py`) read only
+these tables.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,34 @@ from lvlm_interp.stats import rate
 DATA = Path(__file__).parent / "data"
 MODELS = ("scenes", "scenes-balanced")
 LEVELS = {"object": "existence", "attribute": "color_of", "relation": "relation"}
-N_BEHAVIOUR, N_PAIRS, N_LENS, SEED = 300, 120, 120, 17
+SEED = 17
+
+
+@dataclass
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        behaviour: Questions of each level and condition.
+        pairs: Pairs of each level to patch, and half of those that probes and detectors see.
+        lens: Scenes to judge lenses on.
+        train: Scenes to train tuned lenses on.
+        steps: Updates of a tuned lens.
+        draws: Random sets of heads beside an intervention.
+        resamples: Of the bootstrap of probes.
+    """
+
+    behaviour: int = 300
+    pairs: int = 120
+    lens: int = 120
+    train: int = 300
+    steps: int = 300
+    draws: int = 20
+    resamples: int = 500
+
+
+SIZES = Sizes()
+QUICK = Sizes(40, 16, 24, 32, 20, 5, 50)
 
 
 def wrong(model: li.LVLM, some: list, edits: dict | None = None) -> list[bool]:
@@ -48,7 +78,9 @@ def behaviour() -> pd.DataFrame:
             for condition, partner in (("trigger, misleading", False), ("trigger, agreeing", True)):
                 some = trigger_questions(level, partner)
                 rows.append(error(name, level, condition, wrong(model, some), some))
-            some = [pair.clean for pair in li.scenes.pairs(level, N_BEHAVIOUR, SEED, "evidence")]
+            some = [
+                pair.clean for pair in li.scenes.pairs(level, SIZES.behaviour, SEED, "evidence")
+            ]
             rows.append(error(name, level, "no trigger", wrong(model, some), some))
     return pd.DataFrame(rows)
 
@@ -56,7 +88,7 @@ def behaviour() -> pd.DataFrame:
 def trigger_questions(level: str, partner: bool) -> list:
     """Questions about the trigger, where what the flaw says is true or false."""
     return examples(
-        LEVELS[level], N_BEHAVIOUR, SEED, scenes="trigger", level=level, partner=partner
+        LEVELS[level], SIZES.behaviour, SEED, scenes="trigger", level=level, partner=partner
     )
 
 
@@ -69,14 +101,14 @@ def error(model: str, level: str, condition: str, missed: list[bool], some: list
 def probe_flow() -> pd.DataFrame:
     """What probes read of the object's presence, from the vision tower to the answer."""
     model = li.load_model("scenes")
-    pairs = li.scenes.pairs("object", 2 * N_PAIRS, SEED)
+    pairs = li.scenes.pairs("object", 2 * SIZES.pairs, SEED)
     data = li.collect(
         model,
         pairs,
         ["vision.*.resid_post", "projector.out", "text.*.resid_post"],
         positions=["object", "last"],
     )
-    sweep = li.probing.sweep(data, label="present", group="group", n_resamples=500)
+    sweep = li.probing.sweep(data, label="present", group="group", n_resamples=SIZES.resamples)
     main = sweep.summary[sweep.summary["control"] == "none"]
     parts = []
     for column, prefix in (("balanced_accuracy", ""), ("shuffled", "shuffled labels, ")):
@@ -100,7 +132,7 @@ def heads() -> pd.DataFrame:
     model = li.load_model("scenes")
     parts = []
     for level in LEVELS:
-        pairs = li.scenes.pairs(level, N_PAIRS, SEED, kind="trigger")
+        pairs = li.scenes.pairs(level, SIZES.pairs, SEED, kind="trigger")
         found = li.patching.activation_patch(model, pairs, "text.*.z", "all")
         parts.append(found.recovery(["layer", "head"]).assign(level=level))
     return pd.concat(parts, ignore_index=True)
@@ -109,7 +141,7 @@ def heads() -> pd.DataFrame:
 def roles() -> pd.DataFrame:
     """Recovery by token role and layer on trigger pairs of the object level."""
     model = li.load_model("scenes")
-    pairs = li.scenes.pairs("object", N_PAIRS, SEED, kind="trigger")
+    pairs = li.scenes.pairs("object", SIZES.pairs, SEED, kind="trigger")
     names = ["edited", "other_image", "question", "last"]
     found = li.patching.activation_patch(model, pairs, "text.*.resid_pre", names)
     return found.recovery(["layer", "position"])
@@ -122,15 +154,19 @@ def intervention() -> pd.DataFrame:
     every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     rows = []
     for level in LEVELS:
-        pairs = li.scenes.pairs(level, N_PAIRS, SEED, kind="trigger")
+        pairs = li.scenes.pairs(level, SIZES.pairs, SEED, kind="trigger")
         ranked = li.patching.activation_patch(model, pairs, "text.*.z", "all")
         top = [(int(r.layer), int(r.head)) for r in ranked.recovery(["layer", "head"]).itertuples()]
         sets = {
             "trigger, misleading": trigger_questions(level, False),
             "trigger, agreeing": trigger_questions(level, True),
-            "no trigger": [p.clean for p in li.scenes.pairs(level, N_PAIRS, SEED + 1, "evidence")],
+            "no trigger": [
+                p.clean for p in li.scenes.pairs(level, SIZES.pairs, SEED + 1, "evidence")
+            ],
         }
-        draws = [[every[i] for i in rng.choice(len(every), 3, replace=False)] for _ in range(20)]
+        draws = [
+            [every[i] for i in rng.choice(len(every), 3, replace=False)] for _ in range(SIZES.draws)
+        ]
         stages = [("before", None, []), ("after", None, top[:3])]
         stages += [("random", draw, chosen) for draw, chosen in enumerate(draws)]
         for condition, some in sets.items():
@@ -143,8 +179,15 @@ def intervention() -> pd.DataFrame:
 
 def lens_training() -> tuple[list, list]:
     """Scenes to train the tuned lens on, and scenes to judge it on."""
-    train = [pair.clean for pair in li.scenes.pairs("all", 300, SEED + 2)]
-    return train, [pair.clean for pair in li.scenes.pairs("all", N_LENS, SEED + 3)]
+    train = [pair.clean for pair in li.scenes.pairs("all", SIZES.train, SEED + 2)]
+    return train, [pair.clean for pair in li.scenes.pairs("all", SIZES.lens, SEED + 3)]
+
+
+@cache
+def trained_lens(name: str) -> li.lens.TunedLens:
+    """The tuned lens of a shipped model."""
+    train, _ = lens_training()
+    return li.lens.train_tuned_lens(li.load_model(name), train, steps=SIZES.steps, seed=SEED)
 
 
 def tuned_lens() -> pd.DataFrame:
@@ -152,9 +195,8 @@ def tuned_lens() -> pd.DataFrame:
     parts = []
     for name in MODELS:
         model = li.load_model(name)
-        train, held_out = lens_training()
-        lens = li.lens.train_tuned_lens(model, train, steps=300, seed=SEED)
-        found = li.lens.compare_lenses(model, lens, held_out).table.mean(["layer", "metric"])
+        found = li.lens.compare_lenses(model, trained_lens(name), lens_training()[1])
+        found = found.table.mean(["layer", "metric"])
         parts.append(found.assign(model=name))
     return pd.concat(parts, ignore_index=True)
 
@@ -164,12 +206,36 @@ def localisation() -> pd.DataFrame:
     parts = []
     for name in MODELS:
         model = li.load_model(name)
-        lens = li.lens.train_tuned_lens(model, lens_training()[0], steps=300, seed=SEED)
-        some = [p.clean for p in li.scenes.pairs("attribute", N_LENS, SEED + 4, "evidence")]
+        some = [p.clean for p in li.scenes.pairs("attribute", SIZES.lens, SEED + 4, "evidence")]
         for of in ("color", "shape"):
             words = [each.labels[of] for each in some]
-            found = li.lens.localise(model, some, words, tuned=lens).summary()
-            parts.append(found.assign(model=name, word=of))
+            found = li.lens.localise(model, some, words, tuned=trained_lens(name))
+            parts.append(found.summary().assign(model=name, word=of))
+            parts.append(above_chance(found).assign(model=name, word=of))
+    return pd.concat(parts, ignore_index=True)
+
+
+def above_chance(found: li.lens.Localisation) -> pd.DataFrame:
+    """Each method's score minus chance on the same scene, with an interval over scenes."""
+    frame = found.table.frame
+    keys = ["example", "metric"]
+    chance = frame[frame["method"] == "chance"].set_index(keys)["value"]
+    others = frame[frame["method"] != "chance"]
+    gain = others["value"].to_numpy() - chance.loc[list(others[keys].itertuples(index=False))]
+    made = others.assign(value=gain.to_numpy(), method=others["method"] + " minus chance")
+    return li.ResultTable(made).mean(["method", "metric"], cluster="group")
+
+
+def ablation() -> pd.DataFrame:
+    """What the answer loses without some image tokens, by level, both models."""
+    parts = []
+    for name in MODELS:
+        model = li.load_model(name)
+        for level in LEVELS:
+            some = [p.clean for p in li.scenes.pairs(level, SIZES.lens, SEED + 6, "evidence")]
+            found = li.lens.token_ablation(model, some, kind="mean", seed=SEED)
+            means = found.table.mean(["position", "metric"], cluster="group")
+            parts.append(means.assign(model=name, level=level))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -180,7 +246,7 @@ def detection() -> pd.DataFrame:
         model = li.load_model(name)
         some = [
             p
-            for pair in li.scenes.pairs("object", N_PAIRS, SEED + 5)
+            for pair in li.scenes.pairs("object", SIZES.pairs, SEED + 5)
             for p in (pair.clean, pair.corrupt)
         ]
         words = [each.labels["asked_shape"] for each in some]
@@ -218,15 +284,21 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "tuned_lens": tuned_lens,
     "localisation": localisation,
     "detection": detection,
+    "ablation": ablation,
     "words": words,
 }
 
 
 def main() -> None:
     """Compute the tables that were named."""
+    global SIZES, DATA
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*TABLES, []], help="tables to compute")
-    for name in parser.parse_args().names or TABLES:
+    parser.add_argument("--quick", action="store_true", help="few scenes, to see that it works")
+    parser.add_argument("--out", type=Path, default=DATA, help="folder of the tables")
+    options = parser.parse_args()
+    SIZES, DATA = QUICK if options.quick else SIZES, options.out
+    for name in options.names or TABLES:
         start = time.perf_counter()
         frame = TABLES[name]()
         notes = provenance(seed=SEED, command=f"python figures/make_data.py {name}")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from lvlm_interp.errors import UsageError
 from lvlm_interp.plotting import style
@@ -44,7 +45,7 @@ def behaviour(
         for axis, level in zip(axes[0], levels, strict=True):
             _bar_groups(axis, frame[frame["level"] == level])
             axis.set_title(str(level), loc="left")
-            style.note(axis, style.n_label(frame.loc[frame["level"] == level, "n"]))
+            style.note(axis, _with_interval(frame.loc[frame["level"] == level, "n"]))
         _percent(axes[0, 0], f"{label} (% of {unit})")
         _shared_legend(figure, axes[0, 0], "model" in frame)
     return figure
@@ -83,7 +84,7 @@ def intervention(
             part = frame if level is None else frame[frame["level"] == level]
             _before_after(axis, part)
             axis.set_title("" if level is None else str(level), loc="left")
-            style.note(axis, style.n_label(part["n"]))
+            style.note(axis, _with_interval(part["n"]))
         _percent(axes[0, 0], f"{label} (% of {unit})")
         _shared_legend(figure, axes[0, 0], True)
     return figure
@@ -94,7 +95,10 @@ def forest(
     *,
     rows: str = "method",
     panels: str = "metric",
+    hue: str | None = None,
     reference: float | None = None,
+    limits: tuple[float, float] | None = None,
+    label: str = "estimate",
     unit: str = "examples",
     venue: str = "neurips2024",
     width: str | float = "full",
@@ -106,7 +110,10 @@ def forest(
             values.
         rows: Column whose values stand one under the other.
         panels: Column whose values are panels.
+        hue: Column that tells marks of one row apart, by colour and shape.
         reference: A vertical line, such as chance.
+        limits: Ends of every horizontal axis; each panel's own by default.
+        label: What is estimated, with its unit.
         unit: What n counts.
         venue: Size and fonts.
         width: `full`, `half` or inches.
@@ -114,31 +121,70 @@ def forest(
     Raises:
         UsageError: A missing column, or several values for one mark.
     """
-    frame = estimates(table, [rows, panels], "forest")
+    keys = [rows, panels] if hue is None else [rows, panels, hue]
+    frame = estimates(table, keys, "forest")
     names, metrics = order(frame[rows]), order(frame[panels])
-    options = {"cols": len(metrics), "height": 0.7 + 0.22 * len(names), "sharey": True}
+    series = [None] if hue is None else order(frame[hue])
+    tall = 0.7 + (0.22 + 0.12 * (len(series) - 1)) * len(names) + 0.25 * (hue is not None)
+    options = {"cols": len(metrics), "height": tall, "sharey": True}
     with style.sheet(venue, width=width, **options) as (figure, axes):
         for axis, metric in zip(axes[0], metrics, strict=True):
             part = frame[frame[panels] == metric]
-            places = [names.index(name) for name in part[rows]]
-            axis.errorbar(
-                part["estimate"],
-                places,
-                xerr=intervals(part),
-                fmt="o",
-                color=style.COLOURS[0],
-                lw=1.0,
-            )
+            for index, name in enumerate(series):
+                mine = part if name is None else part[part[hue] == name]
+                _marks(axis, mine, [names.index(row) for row in mine[rows]], index, len(series))
+            _say_empty(axis, part, names, rows)
             if reference is not None:
                 axis.axvline(reference, color="black", ls=(0, (1, 2)), lw=0.8)
             axis.set_title(str(metric).replace("_", " "), loc="left")
             axis.grid(axis="x", lw=0.3, color="0.85")
+            if limits is not None:
+                axis.set_xlim(limits)
             style.note(axis, style.n_label(part["n"], unit if len(metrics) < 3 else ""))
         texts = [str(name).replace("_", " ") for name in names]
         axes[0, 0].set_yticks(range(len(names)), texts)
         axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
-        figure.supxlabel("estimate with 95% interval", fontsize=7)
+        figure.supxlabel(f"{label}, 95% interval", fontsize=7)
+        if hue is not None:
+            handles = [
+                Line2D([], [], color=style.COLOURS[i], marker=style.MARKERS[i], label=str(name))
+                for i, name in enumerate(series)
+            ]
+            figure.legend(handles=handles, loc="outside upper center", ncols=len(series))
     return figure
+
+
+def _marks(axis: Axes, part: pd.DataFrame, rows: list[int], index: int, of: int) -> None:
+    """Estimates of one series, side by side with the others in their rows."""
+    shift = (index - (of - 1) / 2) * 0.56 / of
+    axis.errorbar(
+        part["estimate"],
+        [row + shift for row in rows],
+        xerr=intervals(part),
+        fmt=style.MARKERS[index % len(style.MARKERS)],
+        color=style.COLOURS[index % len(style.COLOURS)],
+        lw=1.0,
+    )
+
+
+def _say_empty(axis: Axes, part: pd.DataFrame, names: list, rows: str) -> None:
+    """A dash in rows that have an estimate in other panels only."""
+    for place, name in enumerate(names):
+        if name not in set(part[rows]):
+            axis.text(
+                0.5,
+                place,
+                "\N{EM DASH}",
+                ha="center",
+                va="center",
+                color="0.5",
+                transform=axis.get_yaxis_transform(),
+            )
+
+
+def _with_interval(n: pd.Series) -> str:
+    known = style.n_label(n)
+    return f"{known}, bars: 95%" if known else "bars: 95%"
 
 
 def _bar_groups(axis: Axes, frame: pd.DataFrame) -> None:
@@ -217,7 +263,7 @@ def _condition_ticks(axis: Axes, names: list) -> None:
 
 def _percent(axis: Axes, label: str) -> None:
     axis.set_ylabel(label)
-    axis.set_ylim(-0.03, 1.03)
+    axis.set_ylim(-0.05, 1.05)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
 
 

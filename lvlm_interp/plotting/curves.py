@@ -49,7 +49,7 @@ def layer_curve(
         UsageError: A missing column, or several values for one point.
     """
     frame = estimates(table, [x] if hue is None else [x, hue], "layer_curve").dropna(subset=[x])
-    with style.sheet(venue, width=width, ratio=0.72) as (figure, axes):
+    with style.sheet(venue, width=width, ratio=0.5 if width == "full" else 0.72) as (figure, axes):
         axis = axes[0, 0]
         names = [None] if hue is None else order(frame[hue])
         for index, name in enumerate(names):
@@ -101,13 +101,13 @@ def probe_flow(
     with style.sheet(venue, width=width, ratio=0.45) as (figure, axes):
         axis = axes[0, 0]
         _bands(axis, sites)
-        coloured = 0
+        coloured = controls = 0
         for name in lines:
             part = (frame if name is None else frame[frame[series] == name]).sort_values("at")
             control = str(name).lower().startswith(("shuffled", "control"))
             text = None if name is None else str(name)
-            _line(axis, part, "at", text, coloured, colour=style.GREY if control else None)
-            coloured += not control
+            _line(axis, part, "at", text, controls if control else coloured, grey=control)
+            coloured, controls = coloured + (not control), controls + control
         if chance is not None:
             _baseline(axis, chance, "chance")
         axis.set_xticks(range(len(sites)), [_short(site) for site in sites])
@@ -142,18 +142,19 @@ def _of_sweep(summary: pd.DataFrame, series: str) -> pd.DataFrame:
 
 
 def _line(
-    axis: Axes, part: pd.DataFrame, x: str, name: str | None, index: int, colour: str | None = None
+    axis: Axes, part: pd.DataFrame, x: str, name: str | None, index: int, *, grey: bool = False
 ) -> None:
-    pick = colour or style.COLOURS[index % len(style.COLOURS)]
-    dash = ":" if colour else style.DASHES[index % len(style.DASHES)]
-    marker = "x" if colour else style.MARKERS[index % len(style.MARKERS)]
+    pick = style.GREY if grey else style.COLOURS[index % len(style.COLOURS)]
+    dash = ":" if grey else style.DASHES[index % len(style.DASHES)]
+    markers = style.CONTROL_MARKERS if grey else style.MARKERS
+    marker = markers[index % len(markers)]
     places = part[x].astype(float).to_numpy()
     heights = part["estimate"].to_numpy(float)
     axis.plot(places, heights, color=pick, ls=dash, marker=marker, label=name)
     low, high = part["low"].to_numpy(float), part["high"].to_numpy(float)
     if len(part) == 1:
         axis.vlines(places, low, high, color=pick, lw=0.8)
-    axis.fill_between(places, low, high, color=pick, alpha=0.18, lw=0)
+    axis.fill_between(places, low, high, color=pick, alpha=0.1 if grey else 0.18, lw=0)
 
 
 def _baseline(axis: Axes, height: float, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lvlm_interp.circuits import CircuitCurve
+from lvlm_interp.circuits import CircuitCurve, EdgeScores, select_circuit
 from lvlm_interp.lens import (
     Confidence,
     LensResult,
@@ -20,17 +20,20 @@ from lvlm_interp.lens import (
     TokenScores,
     TunedLensFit,
 )
-from lvlm_interp.patching import KnockoutResult, PatchResult
+from lvlm_interp.patching import DirectResult, KnockoutResult, PatchResult
 from lvlm_interp.plotting.bars import forest
 from lvlm_interp.plotting.curves import layer_curve, probe_flow
+from lvlm_interp.plotting.graphs import circuit
 from lvlm_interp.plotting.heat import head_map, role_map
 from lvlm_interp.plotting.images import lens_grid, overlay
 from lvlm_interp.plotting.style import to_png
-from lvlm_interp.probing import ProbeSweep
-from lvlm_interp.results import Result, register_display
+from lvlm_interp.probing import CausalEffect, CrossTest, KnownNotSaid, ProbeSweep
+from lvlm_interp.results import Result, ResultTable, register_display
+from lvlm_interp.stats import Estimate
 
 _PANELS = 4
 _ROWS = 8
+_EDGES = 40
 
 
 def register() -> None:
@@ -47,18 +50,27 @@ def register() -> None:
         (KnockoutResult, show_knockout),
         (ProbeSweep, show_sweep),
         (CircuitCurve, show_curve),
+        (EdgeScores, show_edges),
+        (DirectResult, show_direct),
+        (KnownNotSaid, show_known),
+        (CrossTest, show_cross_test),
+        (CausalEffect, show_causal_effect),
     ):
         register_display(kind, function)
 
 
 def show_lens(result: LensResult) -> str:
-    """The top words over the image at a few layers; without an image, entropy by layer."""
-    return _shown(result, lens_figure, "Top word of each image token, by layer")
+    """The top words over the image at a few layers; where they have no place, entropy by layer."""
+    over_image = _on_grid(result, 0) and _image(result.images, 0) is not None
+    caption = "Top word of each image token, by layer" if over_image else "Entropy, by layer"
+    return _shown(result, lens_figure, caption)
 
 
 def lens_figure(result: LensResult, row: int = 0) -> Figure:
     """Words over the image of one row, at up to four layers spread from first to last."""
     image = _image(result.images, row)
+    if not _on_grid(result, row):
+        image = None
     if image is None or any(head is not None for head in result.heads):
         entropy = result.table.select(metric="entropy")
         return layer_curve(entropy, label="entropy (nats)", unit="tokens")
@@ -76,7 +88,7 @@ def lens_figure(result: LensResult, row: int = 0) -> Figure:
 def show_scores(result: TokenScores) -> str:
     """Scores of the first row over its image, the mean over layers and heads."""
     image = _image(result.images, 0)
-    if image is None:
+    if image is None or not _on_grid(result, 0):
         return result.table._repr_html_()
     name = type(result).__name__
     return _shown(result, lambda each: overlay(image, each.grid(), label=name.lower()), name)
@@ -191,6 +203,90 @@ def show_curve(result: CircuitCurve) -> str:
         f"Faithfulness by kept fraction of {result.of}",
         drawn,
     )
+
+
+def show_edges(result: EdgeScores) -> str:
+    """The most important edges as a drawing."""
+    n = min(_EDGES, int((result.mean != 0).sum()))
+    if n == 0:
+        return result.table._repr_html_()
+    strongest = select_circuit(result, "top", n=n)
+    edges = strongest.edge_table().sort_values("weight", key=abs, ascending=False)
+    caption = f"The {n} most important edges ({result.method})"
+    return _shown(result, lambda _: circuit(strongest), caption, edges)
+
+
+def show_direct(result: DirectResult) -> str:
+    """What heads write towards the answer; without heads, their table."""
+    heads = result.table.frame.dropna(subset=["head"])
+    if heads.empty:
+        return result.table._repr_html_()
+    means = ResultTable(heads).mean(["layer", "head"], cluster="pair")
+    caption = "What each head writes into logit(answer) - logit(foil)"
+    return _shown(result, lambda _: head_map(means, label="logits"), caption, means)
+
+
+def show_known(result: KnownNotSaid) -> str:
+    """Probes among the answers that are wrong, beside all answers."""
+    summary = result.summary
+    some = summary[summary["site"] != "best"]
+    parts = [
+        pd.DataFrame(
+            {
+                "site": some["site"],
+                "series": series,
+                "estimate": some[name],
+                "low": some[f"{name}_low"],
+                "high": some[f"{name}_high"],
+            }
+        )
+        for name, series in (("among_wrong", "wrong answers"), ("overall", "all answers"))
+    ]
+    drawn = pd.concat(parts, ignore_index=True)
+    caption = f"How often probes are right where the model is wrong ({result.n_wrong} answers)"
+    return _shown(
+        result,
+        lambda _: probe_flow(drawn, chance=None, label="probe is right (fraction)"),
+        caption,
+        summary,
+    )
+
+
+def show_cross_test(result: CrossTest) -> str:
+    """A probe where it was trained, at the other place, and one trained there."""
+    names = ("within", "cross", "ceiling")
+    return _estimates(
+        result,
+        {name: getattr(result, name) for name in names},
+        "balanced accuracy",
+        "How a probe carries over",
+    )
+
+
+def show_causal_effect(result: CausalEffect) -> str:
+    """Change of the answer by the direction, and beyond that of random ones."""
+    found = {"probe's direction": result.effect, "beyond random": result.beyond_random}
+    label = "change of the logit difference"
+    return _estimates(result, found, label, "What acting on the direction does to the answers")
+
+
+def _estimates(result: Result, found: dict[str, Estimate], label: str, caption: str) -> str:
+    rows = [{"row": name, "panel": label, **each.to_dict()} for name, each in found.items()]
+    drawn = pd.DataFrame(rows)
+    known = drawn.dropna(subset=["estimate"])
+    return _shown(
+        result,
+        lambda _: forest(known, rows="row", panels="panel"),
+        caption,
+        drawn.drop(columns="panel"),
+    )
+
+
+def _on_grid(result: LensResult | TokenScores, row: int) -> bool:
+    """Whether the tokens of a row can be laid over its image: not so for words and query tokens."""
+    tokens = result.tokens[row]
+    at = result.selection.at[result.selection.rows == row]
+    return bool(((tokens.row[at] >= 0) & (tokens.tile[at] == 0)).any())
 
 
 def _image(images: tuple[Any, ...], row: int) -> Any:

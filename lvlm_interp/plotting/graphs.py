@@ -6,17 +6,14 @@ from collections import defaultdict
 from typing import Any
 
 import networkx as nx
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch
 
 from lvlm_interp.circuits import Circuit
 from lvlm_interp.errors import UsageError
 from lvlm_interp.plotting import style
-
-_FILLS = {"head": "#dbe9f6", "mlp": "#fdebd0", "input": "#e3f3e6", "output": "#f4e1ec"}
+from lvlm_interp.plotting.circuit_map import FILLS, circuit_map, draw_edge, draw_node
 
 
 def circuit(
@@ -28,13 +25,13 @@ def circuit(
     venue: str = "neurips2024",
     width: str | float = "full",
 ) -> Figure:
-    """A circuit from the input at the bottom to the logits at the top.
+    """A circuit, by towers and token roles; or any graph, from the input up to the output.
 
     Args:
-        graph: A `Circuit`, or a networkx graph: nodes with `layer` (an integer; inputs below 0, the
-            logits above all) and, where given, `label`, `kind` (`head`, `mlp`, `input`, `output`)
-            and `row` (name of that height); edges with `weight`. Negative edges are dashed; widths
-            grow with |weight|.
+        graph: A `Circuit`, which is drawn as `circuit_map` says; or a networkx graph: nodes with
+            `layer` (an integer; inputs below 0, the logits above all) and, where given, `label`,
+            `kind` (`head`, `mlp`, `input`, `output`) and `row` (name of that height); edges with
+            `weight`. Negative edges are dashed; widths grow with |weight|.
         most_edges: Only this many of the heaviest edges are drawn, and the note says so.
         label: What a weight is, with its unit.
         title: Over the drawing.
@@ -44,7 +41,11 @@ def circuit(
     Raises:
         UsageError: No node, a node without `layer`, or an edge without `weight`.
     """
-    drawn = _of_circuit(graph) if isinstance(graph, Circuit) else nx.DiGraph(graph)
+    if isinstance(graph, Circuit):
+        return circuit_map(
+            graph, most_edges=most_edges, label=label, title=title, venue=venue, width=width
+        )
+    drawn = nx.DiGraph(graph)
     _check(drawn)
     n_edges = drawn.number_of_edges()
     drawn = _heaviest(drawn, most_edges)
@@ -54,10 +55,12 @@ def circuit(
         axis = axes[0, 0]
         top = max((abs(w) for *_, w in drawn.edges(data="weight")), default=1.0) or 1.0
         for source, target, weight in drawn.edges(data="weight"):
-            _edge(axis, places[source], places[target], float(weight), top)
+            start, end = places[source], places[target]
+            bend = 0.0 if end[1] - start[1] <= 1 else 0.12
+            draw_edge(axis, start, end, float(weight), top, bend)
         for name, data in drawn.nodes(data=True):
-            fill = _FILLS.get(data.get("kind", ""), "white")
-            _node(axis, places[name], str(data.get("label", name)), fill)
+            fill = FILLS.get(data.get("kind", ""), "white")
+            draw_node(axis, places[name], str(data.get("label", name)), fill)
         _layers(axis, drawn, places)
         _legend(figure, label, top)
         axis.set_title(title, loc="left")
@@ -65,37 +68,6 @@ def circuit(
         of = "" if shown == n_edges else f" (the heaviest of {n_edges})"
         style.note(axis, f"{drawn.number_of_nodes()} nodes, {shown} edges{of}")
     return figure
-
-
-def _of_circuit(circuit: Circuit) -> nx.DiGraph:
-    """Nodes by tower and layer; edges between the same nodes, of several roles, added up."""
-    out = nx.DiGraph()
-    frame = circuit.node_table()
-    vision = frame.loc[(frame["tower"] == "vision") & frame["layer"].notna(), "layer"]
-    lowest = int(vision.max()) + 2 if len(vision) else 0
-    for row in frame.to_dict("records"):
-        name, tower, layer = str(row["node"]), row["tower"], row["layer"]
-        inner = not pd.isna(layer)
-        if inner:
-            height = int(layer) - (lowest if tower == "vision" else 0)
-        else:
-            ends = {"logits": 10_000, "vision.input": -lowest - 1}
-            height = ends.get(name, -1)
-        kind = "mlp" if name.endswith("mlp") else "head" if inner else "input"
-        out.add_node(
-            name,
-            # An MLP reads what the heads of its layer wrote, so it stands above them.
-            layer=height + (0.5 if kind == "mlp" else 0),
-            kind="output" if name == "logits" else kind,
-            label=name.removeprefix("text.") if inner else name,
-            row=f"{'vision' if tower == 'vision' else 'layer'} {layer}" if kind == "head" else "",
-        )
-    for row in circuit.edge_table().to_dict("records"):
-        for node in str(row["node"]).split(","):
-            if node in out and row["sender"] in out:
-                before = out.get_edge_data(row["sender"], node, {"weight": 0.0})["weight"]
-                out.add_edge(row["sender"], node, weight=before + float(row["weight"]))
-    return out
 
 
 def _heaviest(graph: nx.DiGraph, most: int) -> nx.DiGraph:
@@ -141,42 +113,6 @@ def _places(graph: nx.DiGraph) -> dict[Any, tuple[float, float]]:
         for index, name in enumerate(names):
             places[name] = ((index + 0.5) / len(names), float(heights[layer]))
     return places
-
-
-def _edge(
-    axis: Axes, start: tuple[float, float], end: tuple[float, float], weight: float, top: float
-) -> None:
-    share = abs(weight) / top
-    bend = 0.0 if end[1] - start[1] <= 1 else 0.12
-    axis.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>",
-            mutation_scale=6,
-            shrinkA=9,
-            shrinkB=9,
-            lw=0.4 + 2.2 * share,
-            alpha=0.35 + 0.65 * share,
-            zorder=1,
-            color=style.COLOURS[0] if weight >= 0 else style.COLOURS[1],
-            ls="-" if weight >= 0 else "--",
-            connectionstyle=f"arc3,rad={bend}",
-        )
-    )
-
-
-def _node(axis: Axes, place: tuple[float, float], text: str, fill: str) -> None:
-    axis.text(
-        *place,
-        text,
-        ha="center",
-        va="center",
-        fontsize=6.5,
-        zorder=3,
-        parse_math=False,
-        bbox={"boxstyle": "round,pad=0.3", "fc": fill, "ec": "black", "lw": 0.6},
-    )
 
 
 def _layers(axis: Axes, graph: nx.DiGraph, places: dict[Any, tuple[float, float]]) -> None:

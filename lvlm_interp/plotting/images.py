@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -18,6 +19,9 @@ from lvlm_interp.plotting import style
 
 _WORD_FONT = 6.0
 _LONGEST_WORD = 12
+_LETTER = 0.0094 * _WORD_FONT
+"""Inches that a letter of a word takes."""
+_LABELS = "Blues"
 
 
 def overlay(
@@ -86,19 +90,20 @@ def lens_grid(
     box: Sequence[float] | None = None,
     columns: int = 2,
     venue: str = "neurips2024",
+    width: str | float | None = None,
 ) -> Figure:
     """The top word of each patch printed over the image, a panel per layer.
-
-    The figure is as wide as its words need, so a grid of 24 x 24 is for a screen or a poster.
 
     Args:
         image: A PIL image or a path.
         words: Words by layer, each of shape `row col`; or one array of shape `[layer] row col`.
-        probs: Their probabilities, likewise; a stronger tint is a higher probability.
+        probs: Their probabilities, likewise; a darker label is a higher probability.
         layers: Names of the layers of an array.
         box: Left, top, right, bottom in pixels of something to frame.
         columns: Panels in a row.
-        venue: Fonts.
+        venue: Fonts, and what `width` means.
+        width: `full`, `half` or inches, with words cut to what fits; None is as wide as the words
+            need, which for a grid of 24 x 24 is a screen or a poster.
 
     Raises:
         UsageError: Words and probabilities differ in layers or shape.
@@ -115,7 +120,11 @@ def lens_grid(
     n_rows, n_cols = shapes.pop()
     columns = min(columns, len(words))
     rows = -(-len(words) // columns)
-    cell = 0.0094 * _longest(words) * _WORD_FONT
+    letters = _longest(words)
+    if width is not None:
+        room = (style.inches(venue, width) - 0.7) / (columns * n_cols)
+        letters = max(3, min(letters, int(0.9 * room / _LETTER)))
+    cell = _LETTER * letters if width is None else room
     wide = columns * n_cols * cell + 0.7
     tall = rows * (n_rows * cell * picture.height / picture.width * n_cols / n_rows + 0.3)
     options = {"width": wide, "height": tall, "rows": rows, "cols": columns}
@@ -123,33 +132,38 @@ def lens_grid(
         for axis in axes.ravel()[len(words) :]:
             axis.set_axis_off()
         top = max(float(np.nanmax(grid)) for grid in probs.values())
-        norm = Normalize(0, top)
+        shades = ScalarMappable(Normalize(0, max(top, 1e-9)), _LABELS)
         for axis, layer in zip(axes.ravel(), words, strict=False):
-            shown = _word_panel(axis, picture, words[layer], probs[layer], norm)
+            _word_panel(axis, picture, words[layer], probs[layer], shades, letters)
             _bare(axis, f"layer {layer}" if layer >= 0 else "input of layer 0")
             if box is not None:
                 _frame(axis, box)
         figure.colorbar(
-            shown, ax=axes, label="probability of the top word", fraction=0.03, pad=0.02
+            shades, ax=axes, label="probability of the top word", fraction=0.03, pad=0.02
         )
     return figure
 
 
 def _word_panel(
-    axis: Axes, picture: Image.Image, words: np.ndarray, probs: np.ndarray, norm: Normalize
-) -> Any:
+    axis: Axes,
+    picture: Image.Image,
+    words: np.ndarray,
+    probs: np.ndarray,
+    shades: ScalarMappable,
+    letters: int,
+) -> None:
     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
     axis.imshow(picture, extent=extent)
-    shown = axis.imshow(probs, cmap="Greys", norm=norm, extent=extent, alpha=0.35)
     n_rows, n_cols = words.shape
     wide, tall = picture.width / n_cols, picture.height / n_rows
+    tints = shades.to_rgba(np.nan_to_num(probs))
     for row, col in np.ndindex(words.shape):
         word = str(words[row, col])
-        word = (
-            word
-            if len(word) <= _LONGEST_WORD
-            else word[: _LONGEST_WORD - 1] + "\N{HORIZONTAL ELLIPSIS}"
-        )
+        if not word:
+            continue
+        word = word if len(word) <= letters else word[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        shade = tints[row, col]
+        light = sum(share * part for share, part in zip((0.3, 0.59, 0.11), shade, strict=False))
         axis.text(
             (col + 0.5) * wide - 0.5,
             (row + 0.5) * tall - 0.5,
@@ -158,10 +172,10 @@ def _word_panel(
             va="center",
             fontsize=_WORD_FONT,
             parse_math=False,
-            bbox={"boxstyle": "round,pad=0.12", "fc": "white", "ec": "none", "alpha": 0.78},
+            color="white" if light < 0.55 else "black",
+            bbox={"boxstyle": "round,pad=0.15", "fc": shade, "ec": "0.35", "lw": 0.3},
         )
     axis.set(xlim=extent[:2], ylim=extent[2:])
-    return shown
 
 
 def _longest(words: Mapping[int, np.ndarray]) -> int:

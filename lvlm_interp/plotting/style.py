@@ -22,6 +22,7 @@ from lvlm_interp.files import atomic_path
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito (2008), dark ones first, told apart by colour-blind readers."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+CONTROL_MARKERS = ("x", "+", "1", "2")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
 """Second code beside colour, so that a figure printed in grey can be read."""
@@ -79,11 +80,30 @@ def sheet(
     Raises:
         UsageError: An unknown venue or width.
     """
-    inches = _width(venue, width)
-    tall = height if height is not None else inches / cols * ratio * rows
+    wide = inches(venue, width)
+    tall = height if height is not None else wide / cols * ratio * rows
     with mpl.rc_context(cast(Any, settings(venue))):
-        figure = Sheet(figsize=(inches, tall), layout="constrained")
+        figure = Sheet(figsize=(wide, tall), layout="constrained")
         yield figure, figure.subplots(rows, cols, squeeze=False, **subplots)
+
+
+def inches(venue: str, width: str | float) -> float:
+    """A width in inches: `full`, `half`, or a number as it is.
+
+    Raises:
+        UsageError: An unknown venue or width.
+    """
+    functions = _venue_functions()
+    if isinstance(width, (int, float)):
+        return float(width)
+    if width not in ("full", "half"):
+        raise UsageError(f"width must be 'full', 'half' or inches, got {width!r}.")
+    if venue not in venues():
+        raise UsageError(f"venue must be one of {', '.join(venues())}, got {venue!r}.")
+    if f"{venue}_{width}" in functions:
+        return float(functions[f"{venue}_{width}"]()["figure.figsize"][0])
+    full = float(functions[venue]()["figure.figsize"][0])
+    return full if width == "full" else full / 2
 
 
 def settings(venue: str) -> dict[str, Any]:
@@ -177,20 +197,6 @@ def note(axes: Axes, text: str) -> None:
     """A small line over the right end of the axes, for n and the interval."""
     if text:
         axes.set_title(text, loc="right", fontsize=_SMALLEST_FONT, color="#444444")
-
-
-def _width(venue: str, width: str | float) -> float:
-    functions = _venue_functions()
-    if isinstance(width, (int, float)):
-        return float(width)
-    if width not in ("full", "half"):
-        raise UsageError(f"width must be 'full', 'half' or inches, got {width!r}.")
-    if venue not in venues():
-        raise UsageError(f"venue must be one of {', '.join(venues())}, got {venue!r}.")
-    if f"{venue}_{width}" in functions:
-        return float(functions[f"{venue}_{width}"]()["figure.figsize"][0])
-    full = float(functions[venue]()["figure.figsize"][0])
-    return full if width == "full" else full / 2
 
 
 def _venue_functions() -> dict[str, Any]:

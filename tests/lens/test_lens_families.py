@@ -32,6 +32,7 @@ from lvlm_interp.lens import (
     visual_sinks,
 )
 from lvlm_interp.models.loading import wrap
+from lvlm_interp.plotting.display import show_lens, show_scores
 from tests.models import processors, zoo
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -333,6 +334,9 @@ def test_a_model_that_needs_an_image_asks_for_one(name: str) -> None:
 def test_query_tokens_have_no_place(name: str) -> None:
     model, examples = model_of(name), some()
     inputs = model.prepare(examples)
+    # In Jupyter they show what they have.
+    assert "Entropy, by layer" in show_lens(logit_lens(model, inputs))
+    assert "attention" in show_scores(attention_maps(model, inputs))
     for refused in (
         lambda: localise(model, examples, ["dog"] * 2),
         lambda: token_ablation(model, examples),

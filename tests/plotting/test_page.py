@@ -146,6 +146,13 @@ class TestInBrowser:
             "[...document.querySelectorAll('.cell')].map((e) => Number(e.dataset.value))"
         )
         np.testing.assert_allclose(values, lens.prob("ring")[1], atol=2e-5)
+        # without colours the picture is as it was
+        style = "getComputedStyle(document.getElementById('image')).filter"
+        assert opened.ask(style) == "grayscale(1)"
+        opened.mouse("#heat", click=True)
+        assert opened.ask(style) == "none"
+        tint = "getComputedStyle(document.querySelector('.cell')).backgroundColor"
+        assert opened.ask(tint) == "rgba(0, 0, 0, 0)"
         assert opened.problems() == []
 
     def test_a_large_page_opens(self, opened, tmp_path):

@@ -79,11 +79,13 @@
     let most = 0, hits = 0;
     for (let layer = 0; layer < layers.length; layer++)
       for (let token = 0; token < n; token++) most = Math.max(most, value(layer, token));
+    const heat = by("heat").checked;
+    by("image").classList.toggle("faded", heat);
     const wordsShown = by("words").checked && stage.dataset.columns <= 16;
     for (const [token, button] of buttons) {
       const here = value(state.layer, token);
       hits += here > 0;
-      button.style.background = colour(most > 0 ? here / most : 0);
+      button.style.background = heat ? colour(most > 0 ? here / most : 0) : "transparent";
       button.style.opacity = find && here === 0 ? 0.35 : 1;
       button.classList.toggle("pinned", token === state.pinned);
       const span = button.firstChild;
@@ -153,6 +155,7 @@
   by("layer").addEventListener("input", (event) => { state.layer = Number(event.target.value); refresh(); });
   by("search").addEventListener("input", (event) => { state.query = event.target.value; refresh(); });
   by("words").addEventListener("change", paint);
+  by("heat").addEventListener("change", paint);
   const tiles = [...new Set(cells.filter((cell) => cell.box).map((cell) => cell.tile))];
   if (tiles.length > 1) {
     by("tile-label").hidden = false;
