@@ -172,6 +172,21 @@ def first(out: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
+def cut(name: str, value: Any, n: int, start: int, n_branches: int) -> Any:
+    """An argument of the attention, cut to the positions of a branch and repeated for each."""
+    if name == "attention_mask":
+        return None  # the attention function has the recorded one
+    if isinstance(value, tuple | list):
+        return type(value)(cut(name, each, n, start, n_branches) for each in value)
+    if not isinstance(value, Tensor) or (name and name not in KNOWN):
+        return value
+    axis = value.ndim - 2 if name == "position_embeddings" else value.ndim - 1
+    if value.shape[axis] != n:
+        return value
+    part = value.narrow(axis, start, n - start)
+    return part.repeat([n_branches if i == axis else 1 for i in range(part.ndim)])
+
+
 @contextmanager
 def _followed(block: nn.Module) -> Iterator[Frame]:
     frame = Frame(block)
@@ -220,9 +235,10 @@ def _output(model: LVLM, index: int, layer: Layer) -> nn.Linear | None:
 
 def _per_query(model: LVLM, index: int, layer: Layer) -> list[nn.Linear]:
     query, key, value = (model.tap(Site("text", index, name)).module for name in "qkv")
-    own = type(query) is nn.Linear and query is not key and query is not value
-    found = [query] if own else []
-    return [*found, *([layer.output] if layer.output is not None else [])]
+    found = [] if layer.output is None else [layer.output]
+    if type(query) is nn.Linear and query is not key and query is not value:
+        found.append(query)
+    return found
 
 
 def _deepstack_sites(model: LVLM) -> list[Site]:

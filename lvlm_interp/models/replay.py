@@ -32,7 +32,7 @@ from torch.nn.functional import linear
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, Reroute, rerouted
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.recording import KNOWN, Layer, Recording, first, record_run
+from lvlm_interp.models.recording import Layer, Recording, cut, first, record_run
 from lvlm_interp.models.replay_attention import Branching, replaying, serving
 from lvlm_interp.sites import Site
 
@@ -238,13 +238,12 @@ class _Sweep:
         """The attention module's own forward on the first branches of a call."""
         n, start = self.recording.n_positions, self.rows.start
         n_rows = n_branches * (n - start)
-        stream = kwargs.get("hidden_states", args[0] if args else None)
-        stream = stream[:, :n_rows]
-        rest = {k: _cut(k, v, n, start, n_branches) for k, v in kwargs.items()}
+        stream = (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])[:, :n_rows]
+        rest = {k: cut(k, v, n, start, n_branches) for k, v in kwargs.items()}
         if "hidden_states" in kwargs:
             rest["hidden_states"] = stream
         else:
-            args = (stream, *(_cut("", each, n, start, n_branches) for each in args[1:]))
+            args = (stream, *(cut("", each, n, start, n_branches) for each in args[1:]))
         inside = [each for each in early if each.site.name in (*_INSIDE, "z")]
         edits = self._edits(inside, early, n_branches - len(early), n_branches, self.rows)
         branching = Branching(layer.seen, start, n_branches, answer)
@@ -272,35 +271,44 @@ class _Sweep:
 
     def _entered(
         self, layer: Layer, late: Sequence[Exchange], rows: _Rows
-    ) -> Float[Tensor, "batch branch pos d_model"]:
+    ) -> Float[Tensor, "batch branch row d_model"]:
         """What the attention gives in branches that enter behind it."""
         attended = rows.of(layer.attended)[:, None].repeat(1, len(late), 1, 1)
-        heads: dict[int | None, list[int]] = {}
+        heads = [i for i, each in enumerate(late) if each.site.name == "z"]
+        if heads:
+            change = self._change(layer, [late[i] for i in heads], rows)
+            if len(heads) == len(late):
+                return attended + change
+            attended[:, heads] += change
         for place, each in enumerate(late):
-            if each.site.name == "z":
-                heads.setdefault(each.unit, []).append(place)
-            elif self._is_inner(layer, each.site):
+            if self._is_inner(layer, each.site):
                 view = self.model.tap(each.site).view
                 one = attended[:, place : place + 1]
                 new = self._exchanged(each.site.name, [each], view.read(one), rows)
                 attended[:, place : place + 1] = view.write(one, new)
-        for head, places in heads.items():
-            attended[:, places] += self._change(layer, [late[i] for i in places], head, rows)
         return attended
 
     def _change(
-        self, layer: Layer, parts: Sequence[Exchange], head: int | None, rows: _Rows
-    ) -> Float[Tensor, "batch branch pos d_model"]:
+        self, layer: Layer, parts: Sequence[Exchange], rows: _Rows
+    ) -> Float[Tensor, "batch branch row d_model"]:
         """What another z adds to the attention's output: W_O (z' - z), of one head or of all."""
         assert layer.output is not None
-        weight, old = layer.output.weight, layer.seen.z
-        new = self.values[parts[0].site].to(old)
-        if head is not None:
-            width = old.shape[-1]
-            old, new = old[:, :, [head]], new[:, :, [head]]
-            weight = weight[:, head * width : (head + 1) * width]
-        change = linear(rows.of(new - old).flatten(2), weight)
-        return _masks(parts, rows, change)[..., None] * change[:, None]
+        old = rows.of(layer.seen.z)
+        change = rows.of(self.values[parts[0].site]).to(old) - old
+        units = list(dict.fromkeys(part.unit for part in parts))
+        numbered = [unit for unit in units if unit is not None]
+        added = []
+        if numbered:
+            # One product for all heads: `batch head row d_head` times `head d_head d_model`.
+            weight = layer.output.weight.unflatten(1, old.shape[-2:])[:, numbered].permute(1, 2, 0)
+            added.append(change[:, :, numbered].transpose(1, 2) @ weight)
+        if None in units:
+            added.append(linear(change.flatten(2), layer.output.weight)[:, None])
+        each = _joined(added)
+        order = {unit: i for i, unit in enumerate([*numbered, None])}
+        places = [order[part.unit] for part in parts]
+        each = each if places == list(range(each.shape[1])) else each[:, places]
+        return each * _masks(parts, rows, each)[..., None]
 
     def _is_inner(self, layer: Layer, site: Site) -> bool:
         """Whether a site passes inside the attention module, which late branches do not enter."""
@@ -378,18 +386,3 @@ def _masks(parts: Sequence[Exchange], rows: _Rows, like: Tensor) -> Tensor:
         if id(part.mask) not in masks:
             masks[id(part.mask)] = rows.of(part.mask.to(like.device)).to(like.dtype)
     return torch.stack([masks[id(part.mask)] for part in parts], dim=1)
-
-
-def _cut(name: str, value: Any, n: int, start: int, n_branches: int) -> Any:
-    """An argument of the attention, cut to the positions of a branch and repeated for each."""
-    if name == "attention_mask":
-        return None  # the attention function has the recorded one
-    if isinstance(value, tuple | list):
-        return type(value)(_cut(name, each, n, start, n_branches) for each in value)
-    if not isinstance(value, Tensor) or (name and name not in KNOWN):
-        return value
-    axis = value.ndim - 2 if name == "position_embeddings" else value.ndim - 1
-    if value.shape[axis] != n:
-        return value
-    part = value.narrow(axis, start, n - start)
-    return part.repeat([n_branches if i == axis else 1 for i in range(part.ndim)])

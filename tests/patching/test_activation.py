@@ -118,14 +118,14 @@ def test_runs_that_differ_late_share_all_that_comes_before(model, pairs):
     other = next(side for side in sides if len(model.prepare(side).tokens[0]) == length)
     pair = type(old)(**{**vars(old), "corrupt": other, "box": None})
     full, fast = (
-        activation_patch(model, [pair], "text.*.z", ["all", "image"], engine=engine, **QUIET)
+        activation_patch(model, [pair], "text.*.z", ["all", "image_all"], engine=engine, **QUIET)
         for engine in ("full", "fast")
     )
     np.testing.assert_allclose(fast.table.frame.m_patched, full.table.frame.m_patched, atol=1e-5)
     assert set(fast.table.frame.path) == {"shared_prefix"}
     whole = fast.table.select(position="all").frame
     assert (whole.m_patched - whole.m_corrupt).abs().max() > 1e-4
-    image = fast.table.select(position="image").frame
+    image = fast.table.select(position="image_all").frame
     np.testing.assert_allclose(image.m_patched, image.m_corrupt, atol=1e-5)
 
 
