@@ -10,6 +10,7 @@ from lvlm_interp.circuits.evaluation import (
     minimality,
 )
 from lvlm_interp.circuits.graph import Circuit, Graph
+from lvlm_interp.circuits.nodes import NodeScores, score_nodes
 from lvlm_interp.circuits.scores import EdgeScores, score_edges
 from lvlm_interp.circuits.selection import random_circuit, select_circuit
 
@@ -18,6 +19,7 @@ __all__ = [
     "CircuitCurve",
     "EdgeScores",
     "Graph",
+    "NodeScores",
     "against_random",
     "circuit_metric",
     "completeness",
@@ -26,5 +28,6 @@ __all__ = [
     "minimality",
     "random_circuit",
     "score_edges",
+    "score_nodes",
     "select_circuit",
 ]

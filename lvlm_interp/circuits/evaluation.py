@@ -205,7 +205,8 @@ def completeness(
     nothing outside the circuit stands in for what is taken out of it.
 
     Returns:
-        One row per draw: `removed`, `without` F(C - K), `model` F(M - K), and `gap`.
+        One row per draw: `removed`, `without` F(C - K), `model` F(M - K), their `difference` with
+        `low` and `high` of its 95% interval over groups of pairs, and `gap`, its size.
     """
     rng = np.random.default_rng(seed)
     graph = circuit.graph
@@ -217,11 +218,19 @@ def completeness(
         tried += [Circuit(graph, circuit.kept & ~gone), Circuit(graph, graph.valid & ~gone)]
     inside, full, empty = circuit_metric(model, tried, pairs, **options)
     f = (inside - empty).mean(1) / (full - empty).mean()
+    groups = _groups(pairs)
+    apart = [
+        ratio_of_means(one - other, full - empty, groups, seed=seed)
+        for one, other in zip(inside[::2], inside[1::2], strict=True)
+    ]
     return pd.DataFrame(
         {
             "removed": [", ".join(names) for names in removed],
             "without": f[::2],
             "model": f[1::2],
+            "difference": f[::2] - f[1::2],
+            "low": [each.low for each in apart],
+            "high": [each.high for each in apart],
             "gap": np.abs(f[::2] - f[1::2]),
         }
     )

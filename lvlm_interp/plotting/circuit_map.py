@@ -39,6 +39,7 @@ class _Layout:
 
     places: dict[Spot, tuple[float, float]] = field(default_factory=dict)
     columns: list[tuple[str, int]] = field(default_factory=list)
+    x: list[float] = field(default_factory=list)
     rows: dict[str, tuple[float, float]] = field(default_factory=dict)
     height: float = 1.0
 
@@ -150,7 +151,8 @@ def _layout(circuit: Circuit, edges: pd.DataFrame, known: Mapping[str, dict]) ->
     found = _Layout()
     at = {spot: _column(spot, known) for spot in spots}
     found.columns = sorted(set(at.values()))
-    x = {column: float(i) for i, column in enumerate(found.columns)}
+    found.x = _across(found.columns)
+    x = dict(zip(found.columns, found.x, strict=True))
     cells: dict[tuple[str, tuple[str, int]], list[Spot]] = defaultdict(list)
     for spot in sorted(spots, key=lambda spot: (at[spot], _head(spot[0], known))):
         cells[spot[1], at[spot]].append(spot)
@@ -168,6 +170,15 @@ def _layout(circuit: Circuit, edges: pd.DataFrame, known: Mapping[str, dict]) ->
         for i, spot in enumerate(cell):
             found.places[spot] = (x[column], middle + (len(cell) - 1) / 2 - i)
     return found
+
+
+def _across(columns: Sequence[tuple[str, int]]) -> list[float]:
+    """Where columns stand: what enters and leaves a tower has longer names and more room."""
+    x = [0.0]
+    for (_, before), (_, after) in pairwise(columns):
+        ends = sum(order < 0 or order == _LAST for order in (before, after))
+        x.append(x[-1] + 1 + 0.3 * ends)
+    return x
 
 
 def _in_row(cells: Mapping[tuple[str, tuple[str, int]], Sequence[Spot]], role: str) -> bool:
@@ -206,7 +217,7 @@ def _text(spot: Spot) -> str:
 
 def _bend(start: tuple[float, float], end: tuple[float, float]) -> float:
     """Edges along a row go around the nodes between."""
-    if abs(end[1] - start[1]) > 0.5 or end[0] - start[0] <= 1:
+    if abs(end[1] - start[1]) > 0.5 or end[0] - start[0] < 1.5:
         return 0.0
     return -0.55 / (end[0] - start[0]) - 0.06
 
@@ -216,11 +227,14 @@ def _same_node(axis: Axes, layout: _Layout) -> None:
     rows: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (node, _), place in layout.places.items():
         rows[node].append(place)
+    drawn: dict[float, int] = defaultdict(int)
     for node, places in rows.items():
         if _kind(node) != "head" and node != "image":
             continue
         for one, other in pairwise(sorted(places, key=lambda place: (place[0], -place[1]))):
-            bend = 0.0 if one[0] != other[0] else 0.16  # around what stands between
+            # Around what stands between, and apart from the other lines of the column.
+            bend = 0.0 if one[0] != other[0] else 0.12 + 0.09 * drawn[one[0]]
+            drawn[one[0]] += 1
             axis.add_patch(
                 FancyArrowPatch(
                     one, other, arrowstyle="-", shrinkA=7, shrinkB=7, ls=":", lw=0.9, zorder=0.5,
@@ -234,29 +248,30 @@ def _ticks(axis: Axes, layout: _Layout) -> None:
     for _, order in layout.columns:
         end = order < 0 or order == _LAST
         names.append("" if end else f"{order // 2}\n{'MLP' if order % 2 else 'heads'}")
-    axis.set_xticks(range(len(names)), names)
+    axis.set_xticks(layout.x, names)
     axis.set_yticks(
         [(low + high) / 2 for low, high in layout.rows.values()],
         [role if role != "all" else "all positions" for role in layout.rows],
     )
     axis.yaxis.tick_right()
-    towers: dict[str, list[int]] = defaultdict(list)
+    towers: dict[str, list[float]] = defaultdict(list)
     for i, (tower, _) in enumerate(layout.columns):
-        towers[tower].append(i)
+        towers[tower].append(layout.x[i])
     for tower, at in towers.items():
         middle = (min(at) + max(at)) / 2
         axis.annotate(tower[2:], (middle, layout.height), xytext=(0, 3), ha="center", va="bottom",
                       textcoords="offset points", fontsize=7, annotation_clip=False)  # fmt: skip
         if min(at):
-            axis.axvline(min(at) - 0.5, color="#888888", lw=0.6, zorder=0.6)
-    left = min(towers["2 language model"], default=0) - 0.5
+            axis.axvline(min(at) - 0.8, color="#888888", lw=0.6, zorder=0.6)
+    right = layout.x[-1] + 0.7
+    left = min(towers["2 language model"], default=0.0) - 0.8
     for number, (low, high) in enumerate(layout.rows.values()):
         if number % 2:
-            size = len(names) - 0.4 - left, high - low
+            size = right - left, high - low
             axis.add_patch(Rectangle((left, low), *size, color="#f4f4f4", zorder=0, lw=0))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, layout.height))
+    axis.set(xlim=(-0.8, right), ylim=(0, layout.height))
 
 
 def _legend(figure: Figure, label: str, top: float) -> None:

@@ -16,6 +16,7 @@ from lvlm_interp.circuits import (
     minimality,
     random_circuit,
     score_edges,
+    score_nodes,
     select_circuit,
 )
 from lvlm_interp.errors import StoreError, UsageError
@@ -156,6 +157,63 @@ def test_nodes_equal_activation_patching(model, pairs):
         np.testing.assert_allclose(values, patched.table.frame.m_patched, atol=2e-5)
 
 
+def test_every_node_equals_an_intervention_by_hand(model, pairs):
+    """Plain hooks put what one node writes in the corrupt run into the clean run."""
+    pair, graph = pairs[0], Graph.of(model, vision=False)
+    scores = score_nodes(model, pairs[:1], graph, method="exact", **QUIET)
+    clean, corrupt = model.prepare(pair.clean), model.prepare(pair.corrupt)
+    ids = model.answer_id("yes"), model.answer_id("no")
+    other, layers = written(model.hf, corrupt), model.hf.model.language_model.layers
+    base = model(clean)[0, -1]
+    image = (clean["input_ids"] == model.config.image_token_id)[..., None]
+
+    def hooked(name):
+        if name in ("image", "tokens"):
+            here = image if name == "image" else ~image
+            return layers[0].register_forward_pre_hook(
+                lambda _m, args: (torch.where(here, other["pre0"], args[0]), *args[1:])
+            )
+        layer, part = int(name.split(".")[1]), name.split(".")[2]
+        if part == "mlp":
+            return layers[layer].mlp.register_forward_hook(lambda *_: other[name])
+        rows = slice(int(part[1:]) * 8, (int(part[1:]) + 1) * 8)
+
+        def put(_module, args):
+            z = args[0].clone()
+            z[..., rows] = other[f"z{layer}"][..., rows]
+            return (z,)
+
+        return layers[layer].self_attn.o_proj.register_forward_pre_hook(put)
+
+    for j, name in enumerate(graph.nodes):
+        handle = hooked(name)
+        with torch.no_grad():
+            logits = model.hf(**clean.tensors).logits[0, -1]
+        handle.remove()
+        hand = float(logits[ids[0]] - logits[ids[1]] - (base[ids[0]] - base[ids[1]]))
+        assert float(scores.values[0, j]) == pytest.approx(hand, abs=2e-5), name
+    assert scores.n_forwards == 2 + len(graph.nodes)
+
+
+def test_node_scores_on_the_closed_form(unlike):
+    """The model is linear, so AtP is exact; GradDrop as its definition has it, worked by hand."""
+    model, pairs = unlike
+    graph = Graph.of(model, vision=False)
+    exact, atp, star = (
+        score_nodes(model, pairs, graph, method=method, **QUIET)
+        for method in ("exact", "atp", "atp_star")
+    )
+    torch.testing.assert_close(atp.values, exact.values, atol=1e-3, rtol=1e-5)
+    # Without block 1's branches, heads of block 0 reach the logits by the skip alone: |(-1) - 2|
+    # and |(-3) - 4|. Without their own block they reach nothing. L - 1 = 1.
+    by_name = dict(zip(graph.nodes, star.values[0].tolist(), strict=True))
+    worked = {"text.0.h0": 3, "text.0.h1": 7, "text.1.h0": 10, "text.1.h1": 30, "text.1.mlp": 0}
+    assert {name: by_name[name] for name in worked} == pytest.approx(worked, abs=1e-3)
+    assert np.isnan(by_name["tokens"]) and star.circuit(2).n_edges > 0
+    with pytest.raises(UsageError, match="n=99"):
+        star.circuit(99)
+
+
 def test_full_and_empty_circuits_are_the_two_runs(model, pairs):
     graph = Graph.of(model, roles=("object", "question", "last"))
     whole, nothing = Circuit(graph, graph.valid), Circuit(graph, torch.zeros_like(graph.valid))
@@ -219,7 +277,11 @@ def test_random_circuits_completeness_and_minimality(model, pairs):
     assert own.n == 3 and len(random) == 3
     assert random_circuit(graph, 5, 0).n_edges == 5
     whole = Circuit(graph, graph.valid)
-    assert completeness(model, whole, pairs, draws=3).gap.max() == pytest.approx(0, abs=1e-6)
+    table = completeness(model, whole, pairs, draws=3)
+    assert table.gap.max() == pytest.approx(0, abs=1e-6)
+    part = completeness(model, circuit, pairs, draws=3)
+    assert ((part.low <= part.difference) & (part.difference <= part.high)).all()
+    assert part.gap.max() > 1e-3
     shares = minimality(model, circuit, pairs)
     assert set(shares.node) == set(circuit.nodes)
 
