@@ -224,6 +224,8 @@ def test_bad_input_names_the_pair(model, pairs):
     same = type(pairs[0])(**{**vars(pairs[0]), "foil": "yes there"})
     with pytest.raises(UsageError, match=r"'p0'.*same token"):
         activation_patch(model, [same], **QUIET)
+    with pytest.raises(ValueError, match=r"p0: answer and foil must differ, both are 'yes'"):
+        type(pairs[0])(**{**vars(pairs[0]), "foil": "yes"})
     longer = type(pairs[0].clean)("x", pairs[0].clean.image, "is there a dog in the red image ?")
     with pytest.raises(InputError, match=r"Pair 'p0'.*equal length"):
         activation_patch(model, [type(pairs[0])(**{**vars(pairs[0]), "corrupt": longer})], **QUIET)
