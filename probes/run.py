@@ -107,28 +107,25 @@ def save(figure: Any, stem: Path) -> None:
 
 
 def sweep_lines(summary: pd.DataFrame) -> pd.DataFrame:
-    """A line per position, and in grey its controls."""
-    lines = []
-    for name, control, column in (
-        ("", "none", "balanced_accuracy"),
-        ("shuffled labels, ", "none", "shuffled"),
-        ("control: untrained, ", "untrained", "balanced_accuracy"),
+    """A line per position; in grey each control, at the position where it is highest."""
+    task = summary[summary["control"] == "none"]
+    untrained = summary[summary["control"] == "untrained"]
+    lines = [points(task, "balanced_accuracy", task["position"])]
+    for name, part, column in (
+        ("shuffled labels", task, "shuffled"),
+        ("control: untrained model", untrained, "balanced_accuracy"),
     ):
-        part = summary[summary["control"] == control]
-        if len(part) and column in part:
-            lines.append(
-                pd.DataFrame(
-                    {
-                        "site": part["site"],
-                        "series": name + part["position"],
-                        "estimate": part[column],
-                        "low": part[f"{column}_low"],
-                        "high": part[f"{column}_high"],
-                        "n": part["n"],
-                    }
-                )
-            )
-    return pd.concat(lines, ignore_index=True).dropna(subset=["estimate"])
+        if column in part and part[column].notna().any():
+            part = part.loc[part.dropna(subset=[column]).groupby("site")[column].idxmax()]
+            lines.append(points(part, column, f"{name} (its best position)"))
+    return pd.concat(lines, ignore_index=True)
+
+
+def points(part: pd.DataFrame, column: str, series: str | pd.Series) -> pd.DataFrame:
+    """One column of a summary as a line of `probe_flow`."""
+    named = {"estimate": column, "low": f"{column}_low", "high": f"{column}_high"}
+    columns = {name: part[of] for name, of in named.items()}
+    return pd.DataFrame({"site": part["site"], "series": series, **columns, "n": part["n"]})
 
 
 def known_lines(known: pd.DataFrame) -> pd.DataFrame:
