@@ -39,6 +39,9 @@ __all__ = ["Study", "load_study"]
 _BEATEN = (SHUFFLED, UNTRAINED, PIXELS)
 """Controls that have a score of their own, to be above of."""
 
+_METHOD = 2
+"""Raised whenever the same study would give other figures, so that old results are done again."""
+
 _SAID = {"said": "", "wrong": False, "margin": 0.0, "n_tokens": 0}
 """Columns that the model fills, and what stands for them before it has run."""
 
@@ -163,7 +166,7 @@ class Study:
         deciding = asdict(self)
         for words in ("question", "control", "answer", "models"):
             deciding.pop(words)
-        text = json.dumps([deciding, files_hash(model), data], sort_keys=True)
+        text = json.dumps([_METHOD, deciding, files_hash(model), data], sort_keys=True)
         return sha256(text.encode()).hexdigest()
 
 

@@ -19,10 +19,12 @@ __all__ = [
     "auroc",
     "balanced_accuracy",
     "balanced_difference",
+    "mean_of_shuffles",
     "point_balanced",
     "pvalue_above",
-    "student_mean",
 ]
+
+_Z = float(scipy_stats.norm.ppf(0.975))
 
 Codes = Int[np.ndarray, " row"]
 Groups = Shaped[np.ndarray, " row"]
@@ -114,20 +116,28 @@ def auroc(
     return Estimate(estimate, float(low), float(high), len(truth))
 
 
-def student_mean(values: Sequence[float], n: int, *, level: float = 0.95) -> Estimate:
-    """Mean of independent scores with Student's t interval, within 0 and 1.
+def mean_of_shuffles(scores: Sequence[Estimate], n_folds: int) -> Estimate:
+    """Mean score of several shuffles of the labels, with an interval that holds the refitting.
+
+    The variance of one score is the larger of two: the spread between the shuffles, which are
+    independent given the features; and the mean bootstrap variance times 1 + J n2/n1, the
+    correction of Nadeau and Bengio (2003), "Inference for the Generalization Error", section 3, for
+    the J folds whose n2 held-out rows also train the others' probes (n2/n1 = 1/(J-1)). The second
+    is there because few shuffles can lie close together by luck.
 
     Args:
-        values: Scores, at least two.
-        n: What to state as the number of rows behind each.
-        level: Coverage of the interval.
+        scores: One per shuffle, each with its bootstrap interval of 95%.
+        n_folds: Of the cross-validation.
+
+    Returns:
+        The mean with a 95% interval, within 0 and 1.
     """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Estimate(mean, np.nan, np.nan, n)
-    spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
-    half = float(scipy_stats.t.ppf(0.5 + level / 2, len(values) - 1)) * spread
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n)
+    values = np.array([each.estimate for each in scores])
+    halves = np.array([(each.high - each.low) / 2 for each in scores])
+    within = float(np.mean((halves / _Z) ** 2)) * (1 + n_folds / (n_folds - 1))
+    between = float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
+    mean, half = float(values.mean()), _Z * (max(within, between) / len(values)) ** 0.5
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), scores[0].n)
 
 
 def pvalue_above(estimate: Estimate, chance: float) -> float:
@@ -135,7 +145,7 @@ def pvalue_above(estimate: Estimate, chance: float) -> float:
     half = (estimate.high - estimate.low) / 2
     if not np.isfinite(half) or half <= 0:
         return float("nan")
-    return float(scipy_stats.norm.sf((estimate.estimate - chance) / (half / 1.96)))
+    return float(scipy_stats.norm.sf((estimate.estimate - chance) / (half / _Z)))
 
 
 def _summed(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from lvlm_interp.probing.scores import auroc, balanced_accuracy, balanced_difference, pvalue_above
+from lvlm_interp.probing.scores import (
+    auroc,
+    balanced_accuracy,
+    balanced_difference,
+    mean_of_shuffles,
+    pvalue_above,
+)
 from lvlm_interp.stats import Estimate
 
 
@@ -74,3 +80,13 @@ def test_pvalue():
         0.02275, abs=1e-4
     )
     assert np.isnan(pvalue_above(Estimate(1, np.nan, np.nan, 9), 0.5))
+
+
+def test_the_interval_of_shuffles_takes_the_larger_variance():
+    near = [Estimate(0.5, 0.402, 0.598, 90)] * 4  # alike: the corrected bootstrap decides
+    found = mean_of_shuffles(near, n_folds=5)
+    assert (found.estimate, found.n) == (0.5, 90)
+    assert found.high - 0.5 == pytest.approx(0.098 * (1 + 5 / 4) ** 0.5 / 2, rel=1e-3)
+    apart = [Estimate(value, value - 0.01, value + 0.01, 90) for value in (0.3, 0.5, 0.7)]
+    found = mean_of_shuffles(apart, n_folds=5)
+    assert found.high - 0.5 == pytest.approx(1.96 * 0.2 / 3**0.5, rel=1e-3)
