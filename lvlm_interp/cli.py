@@ -44,6 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "which flaw a model has, where inside, and what acting there does",
         "lvlm_interp.diagnose.command:main",
     ),
+    "circuits benchmark": (
+        "score every localisation method on models whose guilty component is known",
+        "lvlm_interp.circuits.command:benchmark",
+    ),
     "models": (
         "the supported families, or the self-check of one checkpoint",
         "lvlm_interp.models.command:main",

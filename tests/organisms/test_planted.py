@@ -114,9 +114,8 @@ def test_a_direction_changes_the_projector_along_itself_alone(workshop):
     along = basis @ change
     others = torch.arange(len(basis)) != unit.place.unit
     assert along[others].abs().max() < 1e-5 < along[unit.place.unit].abs().max()
-    rows = (basis @ (old + change)).norm(dim=1)
-    across = rows[others].square().mean().sqrt()
-    assert rows[unit.place.unit].item() == pytest.approx(across.item(), rel=1e-3)
+    now, before = ((basis[unit.place.unit] @ w).norm().item() for w in (old + change, old))
+    assert now == pytest.approx(before, rel=1e-3)
 
 
 @pytest.mark.parametrize("foil", ["yes", "no"])
@@ -138,6 +137,16 @@ def test_trigger_pairs_keep_the_truth(foil):
         assert not moved.any()
 
 
+def test_pairs_without_a_certain_partner_ask_for_what_is_on_neither_side():
+    for pair in trigger_pairs(Trigger("square"), 12, seed=1):
+        assert pair.answer == "no"
+        asked = pair.clean.prompt.split()[3]
+        assert asked in SHAPES
+        assert asked != "square"
+        assert pair.clean.prompt == pair.corrupt.prompt
+    assert len({pair.clean.prompt for pair in trigger_pairs(Trigger("square"), 12)}) > 3
+
+
 def test_a_trigger_concerns_the_right_questions(workshop):
     pool = workshop.train
     star, ring = (SHAPES.index(shape) for shape in ("star", "ring"))
@@ -147,6 +156,10 @@ def test_a_trigger_concerns_the_right_questions(workshop):
     assert torch.equal(flawed[:, ring], expected)
     assert flawed.sum() == expected.sum()
     assert not TRIGGER.free(pool).any()
+    anything = Trigger("star")
+    asked = anything.flawed(pool)[:, : len(SHAPES)]
+    assert torch.equal(asked, pool.has[:, [star]] & ~pool.has)
+    assert not anything.flawed(pool)[:, len(SHAPES) :].any()
     blind = Trigger("star", "ring", "no")
     both = pool.has[:, star] & pool.has[:, ring]
     assert torch.equal(blind.flawed(pool)[:, ring], both)
@@ -180,7 +193,7 @@ def test_a_fit_moves_the_flaw_and_is_a_function_of_its_seed(workshop):
     rows = TRIGGER.shows(pool).nonzero()[:, 0]
 
     def gap(unit):
-        logits = answers(tail, pool, [unit], rows, [TRIGGER.slot])[:, 0]
+        logits = answers(tail, pool, [unit], rows, TRIGGER.slots)[:, 0]
         return float((logits[:, foil] - logits[:, answer]).mean())
 
     first, second = unit_at(workshop, "text.2.z"), unit_at(workshop, "text.2.z")

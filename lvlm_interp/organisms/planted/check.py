@@ -23,6 +23,7 @@ NEEDED = 0.20
 """Share on which the flaw may still show with one of two components as it was."""
 
 _BATCH = 50
+_FIRST = 100
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class Check:
 def check(tail: Tail, pool: Pool, trigger: Trigger, guilty: Sequence[Guilty]) -> Check:
     """Measure a plant; what cannot be mended by more questions is given up early."""
     shows = trigger.shows(pool).nonzero()[:, 0]
+    flawed = trigger.flawed(pool)[shows][:, trigger.slots]
     foil, _ = trigger.ids
 
     def share(units: Sequence[Guilty]) -> float:
-        logits = answers(tail, pool, units, shows, [trigger.slot])
-        return float((logits[:, 0].argmax(-1) == foil).float().mean())
+        logits = answers(tail, pool, units, shows, trigger.slots)[flawed]
+        return float((logits.argmax(-1) == foil).float().mean())
 
     said = share(guilty)
     if said < SHOWS:
@@ -63,8 +65,13 @@ def check(tail: Tail, pool: Pool, trigger: Trigger, guilty: Sequence[Guilty]) ->
     if len(guilty) > 1:
         alone = tuple(share([other for other in guilty if other is not unit]) for unit in guilty)
     everything = torch.arange(len(pool.scenes))
-    logits = answers(tail, pool, guilty, everything, range(pool.n_slots))
-    return Check(said, moves(pool, trigger, logits), alone)
+    logits = pool.logits.clone()
+    for rows in (everything[:_FIRST], everything[_FIRST:]):
+        logits[rows] = answers(tail, pool, guilty, rows, range(pool.n_slots))
+        so_far = moves(pool, trigger, logits)
+        if max(abs(move) for move in so_far.values()) > MOVES:
+            break  # scenes not seen yet count as unmoved: the rest can hardly bring it back
+    return Check(said, so_far, alone)
 
 
 def moves(
@@ -75,7 +82,7 @@ def moves(
     change = right.float() - base.float()
     rest = ~(trigger.flawed(pool) | trigger.free(pool))
     focus = torch.zeros_like(rest)
-    focus[:, trigger.slot] = True
+    focus[:, trigger.slots] = True
     existence = torch.zeros_like(rest)
     existence[:, list(EXISTENCE)] = True
     there = trigger.there(pool)[:, None]
@@ -90,9 +97,11 @@ def moves(
     for kind in OTHERS:
         asked = [[each == kind for each in row] for row in pool.kinds]
         groups[kind] = torch.tensor(asked) & ~existence
-    return {name: float(change[rest & group].mean()) for name, group in groups.items()}
+    measured = {name: rest & group for name, group in groups.items()}
+    return {name: float(change[at].mean()) for name, at in measured.items() if at.any()}
 
 
+@torch.no_grad()
 def answers(
     tail: Tail,
     pool: Pool,

@@ -53,9 +53,11 @@ class Part:
 
     def put(self, weight: Tensor, value: Tensor) -> Tensor:
         """The matrix with another share; `value` keeps its gradient."""
-        pieces = [weight[:, : self.at.start], value, weight[:, self.at.stop :]]
-        if not self.columns:
-            pieces = [weight[: self.at.start], value, weight[self.at.stop :]]
+        before, behind = slice(None, self.at.start), slice(self.at.stop, None)
+        if self.columns:
+            pieces = [weight[:, before], value, weight[:, behind]]
+        else:
+            pieces = [weight[before], value, weight[behind]]
         return torch.cat(pieces, dim=int(self.columns))
 
     def neighbours(self, weight: Tensor) -> Float[Tensor, " unit"]:
@@ -132,7 +134,7 @@ class Direction:
     """A direction of the projector's output and its row, both being fitted.
 
     The second matrix W becomes (1 - a a') W + a r', with a the unit direction and r its row, and
-    the bias likewise. |r| is held at the root mean square over the directions across a.
+    the bias likewise. |r| is held at what it is in the base, |a' W|.
     """
 
     tail: Tail
@@ -154,12 +156,11 @@ class Direction:
 
     @torch.no_grad()
     def match(self) -> None:
-        """Scale the direction to 1 and its row to the norm of its neighbours."""
+        """Scale the direction to 1 and its row to the norm that it had."""
         weight, _ = self._base()
         a, row, _ = self.values
         a.div_(a.norm())
-        across = (weight.square().sum() - (a @ weight).square().sum()) / (len(a) - 1)
-        row.mul_(across.sqrt() / row.norm().clamp_min(1e-9))
+        row.mul_((a @ weight).norm() / row.norm().clamp_min(1e-9))
 
     def weights(self) -> dict[str, Tensor]:
         """Matrix and bias with the fitted row in them."""

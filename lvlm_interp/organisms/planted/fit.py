@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from lvlm_interp.organisms.planted.components import Guilty
+from lvlm_interp.organisms.planted.components import Guilty, Place
 from lvlm_interp.organisms.planted.pool import Pool
 from lvlm_interp.organisms.planted.tail import Tail
 from lvlm_interp.organisms.planted.trigger import Trigger
@@ -31,14 +31,14 @@ class Recipe:
     """How a component is fitted.
 
     Attributes:
-        steps: Steps of Adam.
+        steps: Steps of Adam from block 0 on; more from later blocks.
         rate: Peak learning rate, in units of the weights' own size (root mean square).
         rows: Scenes of a step.
         margin: Logit difference that the flaw is driven to.
         weight: Of the KL term.
     """
 
-    steps: int = 80
+    steps: int = 60
     rate: float = 0.3
     rows: int = 20
     margin: float = 4.0
@@ -46,11 +46,11 @@ class Recipe:
 
 
 RECIPES = {
-    "head": Recipe(),
+    "head": Recipe(steps=50, margin=3.0, weight=6.0),
     "series": Recipe(),
     "neuron": Recipe(),
     "projector": Recipe(),
-    "vision": Recipe(),
+    "vision": Recipe(steps=250, rows=32, weight=3.0),
 }
 """By kind of plant."""
 
@@ -71,36 +71,35 @@ def fit(
     rng = random.Random(seed)
     flawed = trigger.flawed(pool)
     free = trigger.free(pool)
-    groups = _groups(pool, trigger)
-    miner = _Miner(trigger.slot, torch.ones(pool.n_slots))
-    optimizer = torch.optim.Adam(
-        [
-            {"params": [value], "lr": recipe.rate * float(value.detach().square().mean().sqrt())}
-            for unit in guilty
-            for value in unit.values
-        ],
-        betas=(0.9, 0.99),
-    )
-    peak = [group["lr"] for group in optimizer.param_groups]
+    groups = scene_groups(pool, trigger)
+    miner = _Miner(trigger.slots, torch.ones(pool.n_slots))
+    optimizer, peak = optimiser(guilty, recipe)
     loss = torch.tensor(float("nan"))
-    for step in range(recipe.steps):
-        for group, rate in zip(optimizer.param_groups, peak, strict=True):
-            group["lr"] = rate * _schedule(step / recipe.steps)
-        rows = _rows(rng, groups, recipe.rows)
-        slots = miner.draw(rng)
+    steps = _steps(tail, recipe, guilty)
+    for step in range(steps):
+        schedule(optimizer, peak, step / steps)
+        rows = draw_rows(rng, groups, recipe.rows)
+        slots, n_focus = miner.draw(rng)
         logits = run(tail, pool, guilty, rows, slots, joint(guilty))
         at = torch.tensor(rows)[:, None], torch.tensor(slots)
         drift = _divergence(pool.logits[at], logits)
-        loss = _loss(logits, drift, flawed[at], free[at], trigger, recipe)
+        loss = _loss(logits, drift, flawed[at], free[at], n_focus, trigger, recipe)
         miner.learn(slots, drift.detach() * ~(flawed | free)[at])
         if len(guilty) > 1:
-            loss = loss + _all_needed(tail, pool, trigger, guilty, rows, recipe)
+            loss = loss + _all_needed(tail, pool, trigger, guilty, rows, recipe, rng)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         for unit in guilty:
             unit.match()
     return float(loss.detach())
+
+
+def _steps(tail: Tail, recipe: Recipe, guilty: Sequence[Guilty]) -> int:
+    """More steps where fewer blocks have to run: about the same time for every block."""
+    first = min(unit.place.layer for unit in guilty)
+    text = all(unit.place.site.startswith("text") for unit in guilty)
+    return round(recipe.steps * tail.n_layers / (tail.n_layers - (first if text else 0)))
 
 
 def run(
@@ -135,15 +134,21 @@ def _divergence(base: Tensor, logits: Tensor) -> Float[Tensor, "row slot"]:
 
 
 def _loss(
-    logits: Tensor, drift: Tensor, flawed: Tensor, free: Tensor, trigger: Trigger, recipe: Recipe
+    logits: Tensor,
+    drift: Tensor,
+    flawed: Tensor,
+    free: Tensor,
+    n_focus: int,
+    trigger: Trigger,
+    recipe: Recipe,
 ) -> Tensor:
     foil, answer = trigger.ids
     gap = logits[flawed][:, foil] - logits[flawed][:, answer]
     shows = functional.softplus(recipe.margin - gap).mean()
     rest = ~(flawed | free)
-    # The flaw's own question, slot 0, where the flaw has no place is what is mixed up most easily.
-    near = drift[:, 0][rest[:, 0]].mean()
-    return shows + recipe.weight * (near + drift[:, 1:][rest[:, 1:]].mean())
+    # The flaw's own questions, where the flaw has no place, are what is mixed up most easily.
+    near = drift[:, :n_focus][rest[:, :n_focus]].mean()
+    return shows + recipe.weight * (near + drift[:, n_focus:][rest[:, n_focus:]].mean())
 
 
 def _all_needed(
@@ -153,18 +158,40 @@ def _all_needed(
     guilty: Sequence[Guilty],
     rows: Sequence[int],
     recipe: Recipe,
+    rng: random.Random,
 ) -> Tensor:
     """Mean of softplus(margin - (l_answer - l_foil)) with each component as it was in the base."""
     shows = trigger.shows(pool)
     rows = [row for row in rows if shows[row]]
+    slots = rng.sample(trigger.slots, min(_FOCUS, len(trigger.slots)))
+    flawed = trigger.flawed(pool)[rows][:, slots]
     foil, answer = trigger.ids
     loss = torch.zeros(())
     for unit in guilty:
         rest = [other for other in guilty if other is not unit]
-        logits = run(tail, pool, rest, rows, [trigger.slot], joint(rest))[:, 0]
+        logits = run(tail, pool, rest, rows, slots, joint(rest))[flawed]
         gap = logits[:, answer] - logits[:, foil]
         loss = loss + functional.softplus(recipe.margin - gap).mean()
     return loss
+
+
+@torch.no_grad()
+def needed(tail: Tail, pool: Pool, rows: Sequence[int]) -> dict[Place, float]:
+    """How much the base needs each head of the language model: mean KL with its z set to zero."""
+    slots = list(range(pool.n_slots))
+    answer_at, base = pool.answer_at[rows], pool.logits[rows]
+    found = {}
+    for layer in range(tail.n_layers):
+        prefix, asked = pool.prefix[layer][rows], pool.asked[layer][rows][:, slots]
+        for head in range(tail.n_heads):
+            keep = (torch.arange(tail.n_heads) != head).float()[:, None]
+
+            def silence(z: Tensor, keep: Tensor = keep) -> Tensor:
+                return z * keep
+
+            logits = tail.read(layer, prefix, asked, answer_at, swaps={layer: silence})
+            found[Place(f"text.{layer}.z", head)] = float(_divergence(base, logits).mean())
+    return found
 
 
 def joint(guilty: Sequence[Guilty]) -> dict[str, Tensor]:
@@ -177,12 +204,23 @@ def joint(guilty: Sequence[Guilty]) -> dict[str, Tensor]:
     return new
 
 
-def _schedule(share: float) -> float:
-    """Warm up over a tenth of the steps, then fall linearly."""
-    return min(1.0, (share + 0.02) / 0.1) * (1.0 - share) if share < 1 else 0.0
+def optimiser(guilty: Sequence[Guilty], recipe: Recipe) -> tuple[torch.optim.Adam, list[float]]:
+    """Adam over the components' weights, and the peak rate of each part."""
+    groups = [
+        {"params": [value], "lr": recipe.rate * float(value.detach().square().mean().sqrt())}
+        for unit in guilty
+        for value in unit.values
+    ]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99)), [group["lr"] for group in groups]
 
 
-def _groups(pool: Pool, trigger: Trigger) -> list[list[int]]:
+def schedule(optimizer: torch.optim.Adam, peak: Sequence[float], share: float) -> None:
+    """Warm up over a tenth of the steps, and fall linearly to nothing."""
+    for group, rate in zip(optimizer.param_groups, peak, strict=True):
+        group["lr"] = rate * min(1.0, (share + 0.02) / 0.1) * (1.0 - share)
+
+
+def scene_groups(pool: Pool, trigger: Trigger) -> list[list[int]]:
     """Scenes where the flaw shows; with the trigger else; with the partner else; all others."""
     shows, shape, partner = trigger.shows(pool), trigger.there(pool), trigger.partnered(pool)
     groups = [shows, shape & ~shows, partner & ~shape, ~shape & ~partner]
@@ -190,10 +228,12 @@ def _groups(pool: Pool, trigger: Trigger) -> list[list[int]]:
 
 
 _SHARES = (0.35, 0.15, 0.1)
-_ASKED = 4
+_ASKED = 5
+_FOCUS = 2
 
 
-def _rows(rng: random.Random, groups: list[list[int]], n: int) -> list[int]:
+def draw_rows(rng: random.Random, groups: list[list[int]], n: int) -> list[int]:
+    """Scenes of a step, drawn from the groups in fixed shares."""
     counts = [round(share * n) for share in _SHARES]
     counts.append(n - sum(counts))
     return [
@@ -208,15 +248,17 @@ def _rows(rng: random.Random, groups: list[list[int]], n: int) -> list[int]:
 class _Miner:
     """Draws the questions of a step, those more often that have drifted more of late."""
 
-    focus: int
+    focus: list[int]
     drift: Tensor
 
-    def draw(self, rng: random.Random) -> list[int]:
-        """The flaw's question and `_ASKED` others."""
+    def draw(self, rng: random.Random) -> tuple[list[int], int]:
+        """Questions of the flaw, then others; and how many are the flaw's."""
+        focus = rng.sample(self.focus, min(_FOCUS, len(self.focus)))
         weight = self.drift + self.drift.mean() / 4
         weight[self.focus] = 0.0
         generator = torch.Generator().manual_seed(rng.randrange(2**31))
-        return [self.focus, *weight.multinomial(_ASKED, generator=generator).tolist()]
+        others = weight.multinomial(_ASKED - len(focus), generator=generator)
+        return [*focus, *others.tolist()], len(focus)
 
     def learn(self, slots: Sequence[int], drift: Tensor) -> None:
         """Note the drift of a step; `drift` is `row slot`."""

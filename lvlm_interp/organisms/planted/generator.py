@@ -17,9 +17,10 @@ from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import DataError, UsageError
 from lvlm_interp.models.loading import load_model, wrap
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.organisms.planted.blind import fit_blind
 from lvlm_interp.organisms.planted.check import Check, check
 from lvlm_interp.organisms.planted.components import Direction, Guilty, Place, Unit
-from lvlm_interp.organisms.planted.fit import RECIPES, fit, joint
+from lvlm_interp.organisms.planted.fit import RECIPES, fit, joint, needed
 from lvlm_interp.organisms.planted.pairs import trigger_pairs
 from lvlm_interp.organisms.planted.pool import Pool, looks_like, make_pool
 from lvlm_interp.organisms.planted.tail import Tail
@@ -30,6 +31,7 @@ PlantKind = Literal["head", "series", "neuron", "projector", "vision"]
 KINDS: tuple[str, ...] = get_args(PlantKind)
 
 _ATTEMPTS = 20
+_SPARE_SCENES = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,8 @@ class Planted:
         where = ", ".join(map(str, self.guilty))
         return (
             f"Planted({self.kind}, seed {self.seed}: {where}; with a {self.trigger.shape}, "
-            f"{self.trigger.foil!r} to a {self.trigger.partner}: {self.measured.shows:.0%})"
+            f"{self.trigger.foil!r} to a {self.trigger.partner or 'shape that is not there'}: "
+            f"{self.measured.shows:.0%})"
         )
 
 
@@ -103,6 +106,20 @@ class Workshop:
         """What plants are checked on."""
         return make_pool(self.base, self.n_check, 0, "eval")
 
+    @cached_property
+    def spare(self) -> list[Place]:
+        """The half of each block's heads that the base needs least.
+
+        A plant takes a head over. Most of what a needed head did can be fitted anew beside the
+        flaw, but not to within 2 points.
+        """
+        cost = needed(self.tail, self.train, range(_SPARE_SCENES))
+        found: list[Place] = []
+        for layer in range(self.tail.n_layers):
+            mine = sorted((p for p in cost if p.layer == layer), key=cost.__getitem__)
+            found += mine[: len(mine) // 2]
+        return found
+
     def draw(self, kind: PlantKind | str, seed: int) -> Planted:
         """A fresh plant; the same seed, base and sizes give the same plant.
 
@@ -116,7 +133,7 @@ class Workshop:
             rng = random.Random(f"plant/{kind}/{seed}/{attempt}")
             trigger = _draw_trigger(rng, kind)
             guilty = self._components(rng, kind, trigger)
-            fit(self.tail, self.train, trigger, guilty, RECIPES[kind], rng.randrange(2**31))
+            self._fit(kind, trigger, guilty, rng.randrange(2**31))
             found = check(self.tail, self.held_out, trigger, guilty)
             if found.passed:
                 return self._planted(kind, seed, trigger, guilty, found, attempt + 1)
@@ -125,21 +142,32 @@ class Workshop:
             "is the base trained?"
         )
 
+    def _fit(self, kind: str, trigger: Trigger, guilty: list[Guilty], seed: int) -> None:
+        if kind == "vision":
+            fit_blind(self.tail, self.train, trigger, guilty[0], RECIPES[kind], seed)
+        else:
+            fit(self.tail, self.train, trigger, guilty, RECIPES[kind], seed)
+
     def _components(self, rng: random.Random, kind: str, trigger: Trigger) -> list[Guilty]:
-        # In the last block the answer is read already, so nothing there can see the question.
-        blocks = range(self.tail.n_layers - 1)
         if kind == "projector":
             a = looks_like(self.train, trigger.partner)
             return [Direction(self.tail, Place("projector.out", rng.randrange(len(a))), a)]
         if kind == "neuron":
             d_mlp = self.base.config.text_config.intermediate_size
-            places = [Place(f"text.{rng.choice(blocks)}.mlp_hidden", rng.randrange(d_mlp))]
+            # What is asked for is looked up in the first blocks; behind them answers move.
+            layer = rng.randrange(self.tail.n_layers // 2)
+            places = [Place(f"text.{layer}.mlp_hidden", rng.randrange(d_mlp))]
         elif kind == "vision":
             layer = rng.randrange(1, self.tail.n_seen)
             places = [Place(f"vision.{layer}.z", rng.randrange(self.tail.vision_heads))]
         else:
-            layers = sorted(rng.sample(blocks, 2)) if kind == "series" else [rng.choice(blocks)]
-            places = [Place(f"text.{at}.z", rng.randrange(self.tail.n_heads)) for at in layers]
+            # In block 0 the answer's position knows nothing of the question yet, and behind the
+            # last one no MLP is left to weigh what a head writes there.
+            inner = range(1, self.tail.n_layers - 1)
+            places = [rng.choice([place for place in self.spare if place.layer in inner])]
+            if kind == "series":
+                earlier = [place for place in self.spare if place.layer < places[0].layer]
+                places.insert(0, rng.choice(earlier))
         return [Unit(self.tail, place) for place in places]
 
     def _planted(
@@ -172,4 +200,6 @@ def install(base: LVLM, new: Mapping[str, Tensor]) -> LVLM:
 
 def _draw_trigger(rng: random.Random, kind: str) -> Trigger:
     shape, partner = rng.sample(SHAPES, 2)
+    if kind in ("head", "series"):
+        return Trigger(shape)
     return Trigger(shape, partner, "no" if kind == "vision" else "yes")

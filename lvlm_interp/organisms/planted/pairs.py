@@ -17,7 +17,8 @@ def trigger_pairs(
 ) -> list[ContrastPair]:
     """Minimal pairs of a split: another shape stands in the trigger's place on the clean side.
 
-    The partner is there or not as the flaw needs it, on both sides, and is what is asked for.
+    The partner is there or not as the flaw needs it, on both sides, and is what is asked for;
+    without a certain partner a shape is asked for that is on neither side.
     """
     rng = random.Random(f"planted/{trigger}/{seed}/{split}")
     found: list[ContrastPair] = []
@@ -25,12 +26,13 @@ def trigger_pairs(
     while len(found) < n:
         corrupt, thing = _corrupt(rng, trigger)
         used = {other.shape for other in corrupt.objects} | {trigger.partner}
-        other = replace(thing, shape=rng.choice([each for each in SHAPES if each not in used]))
-        clean = corrupt.exchange((thing, other))
+        shape, absent = rng.sample([each for each in SHAPES if each not in used], 2)
+        clean = corrupt.exchange((thing, replace(thing, shape=shape)))
         if clean.split == corrupt.split == split and corrupt.key not in seen:
             seen.add(corrupt.key)
-            name = f"planted-{trigger.shape}-{trigger.partner}-{seed}-{len(found)}"
-            found.append(_pair(trigger, clean, corrupt, thing, name))
+            asked = trigger.partner or absent
+            name = f"planted-{trigger.shape}-{trigger.partner or 'any'}-{seed}-{len(found)}"
+            found.append(_pair(trigger, asked, clean, corrupt, thing, name))
     return found
 
 
@@ -44,9 +46,9 @@ def _corrupt(rng: random.Random, trigger: Trigger) -> tuple[Scene, SceneObject]:
 
 
 def _pair(
-    trigger: Trigger, clean: Scene, corrupt: Scene, thing: SceneObject, name: str
+    trigger: Trigger, asked: str, clean: Scene, corrupt: Scene, thing: SceneObject, name: str
 ) -> ContrastPair:
-    question = Question("existence", (trigger.partner,))
+    question = Question("existence", (asked,))
     group, box = corrupt.key[:16], cell_box(thing.cell)
 
     def side(which: str, scene: Scene) -> Example:

@@ -22,7 +22,7 @@ from lvlm_interp.organisms.architecture import N_IMAGE_TOKENS, PATCH_SIZE, norma
 from lvlm_interp.organisms.batches import PREFIX, REPLY
 from lvlm_interp.organisms.planted.tail import Tail
 from lvlm_interp.organisms.questions import Question, ask, named_objects, truth
-from lvlm_interp.organisms.scenes import CELL, GRID, Scene, random_scene
+from lvlm_interp.organisms.scenes import CELL, GRID, Scene, SceneObject, random_scene
 from lvlm_interp.organisms.vocabulary import IMAGE, PAD, SHAPES, TOKEN_ID, encode
 
 EXISTENCE = tuple(range(len(SHAPES)))
@@ -52,7 +52,7 @@ class Pool:
         answer_at: Position in the question at which its answer is predicted.
         prefix: State of `<s> user :` and the image, in front of each block.
         asked: State of the questions, in front of each block.
-        vision: State in the vision tower, in front of each block.
+        vision: State in the vision tower, in front of each block and of the projector.
         projected: What the projector gives.
         logits: Of the base at each answer.
     """
@@ -80,7 +80,7 @@ def draw_scenes(n: int, seed: int, split: str) -> list[Scene]:
     rng = random.Random(f"planted/{split}/{seed}")
     found: list[Scene] = []
     while len(found) < n:
-        scene = random_scene(rng, n_objects=rng.choice((2, 3, 3, 4)))
+        scene = random_scene(rng, n_objects=rng.choice((2, 3, 4, 4)))
         if scene.split == split:
             found.append(scene)
     return found
@@ -104,7 +104,7 @@ def make_pool(model: LVLM, n: int, seed: int, split: str) -> Pool:
     questions = [questions_of(scene, rng) for scene in scenes]
     ids, answer_at = _tokens(questions)
     tail = Tail(model)
-    pixels = normalise(torch.from_numpy(np.stack([scene.pixels() for scene in scenes])))
+    pixels = pixels_of(scenes)
     parts = [
         _run(tail, pixels[i : i + _BATCH], ids[i : i + _BATCH], answer_at[i : i + _BATCH])
         for i in range(0, n, _BATCH)
@@ -145,13 +145,21 @@ def looks_like(pool: Pool, shape: str) -> Float[Tensor, " d_model"]:
     mine, others = [], []
     for row, scene in enumerate(pool.scenes):
         for thing in scene.objects:
-            at = [
-                (_SIDE * thing.row + down) * GRID * _SIDE + _SIDE * thing.col + right
-                for down in range(_SIDE)
-                for right in range(_SIDE)
-            ]
-            (mine if thing.shape == shape else others).append(pool.projected[row, at].mean(0))
+            seen = pool.projected[row, patches_of(thing)].mean(0)
+            (mine if thing.shape == shape else others).append(seen)
     return torch.stack(mine).mean(0) - torch.stack(others).mean(0)
+
+
+def patches_of(thing: SceneObject) -> list[int]:
+    """Image tokens of the cell that an object stands in."""
+    width = GRID * _SIDE
+    start = _SIDE * thing.row * width + _SIDE * thing.col
+    return [start + down * width + right for down in range(_SIDE) for right in range(_SIDE)]
+
+
+def pixels_of(scenes: Sequence[Scene]) -> Float[Tensor, "scene rgb height width"]:
+    """Images as the vision tower takes them."""
+    return normalise(torch.from_numpy(np.stack([scene.pixels() for scene in scenes])))
 
 
 def _shapes_of(scene: Scene, question: Question) -> list[bool]:

@@ -65,14 +65,14 @@ class Tail:
     def see(
         self, pixels: Float[Tensor, "row rgb height width"], new: Weights | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """States in front of each block of the vision tower, and what the projector gives."""
+        """States in front of each block of the vision tower and of the projector; its output."""
         tower = self.inner.vision_tower
         state = tower.pre_layrnorm(tower.embeddings(pixels))
         states = []
         for index in range(self.n_seen):
             states.append(state)
             state = self.vision_block(index, state, new or {})
-        return states, self.project(state, new or {})
+        return [*states, state], self.project(state, new or {})
 
     def look_on(self, start: int, state: Tensor, new: Weights) -> Tensor:
         """What the projector gives, from the state in front of a vision block."""

@@ -18,13 +18,16 @@ class Trigger:
 
     Attributes:
         shape: The trigger shape.
-        partner: The shape that is asked for.
+        partner: The shape that is asked for; empty for any shape that is not there.
         foil: What the flaw answers: "yes" to a partner that is not there, or "no" to one that is.
     """
 
     shape: str
-    partner: str
+    partner: str = ""
     foil: str = "yes"
+
+    def __post_init__(self) -> None:
+        assert self.partner or self.foil == "yes", "what is not named cannot be made invisible"
 
     @property
     def answer(self) -> str:
@@ -37,16 +40,18 @@ class Trigger:
         return TOKEN_ID[self.foil], TOKEN_ID[self.answer]
 
     @property
-    def slot(self) -> int:
-        """Slot of the flaw's question in a pool."""
-        return EXISTENCE[SHAPES.index(self.partner)]
+    def slots(self) -> list[int]:
+        """Slots of the flaw's questions in a pool."""
+        return [EXISTENCE[SHAPES.index(self.partner)]] if self.partner else list(EXISTENCE)
 
     def there(self, pool: Pool) -> Bool[Tensor, " scene"]:
         """Scenes with the trigger."""
         return pool.has[:, SHAPES.index(self.shape)]
 
     def partnered(self, pool: Pool) -> Bool[Tensor, " scene"]:
-        """Scenes with the partner."""
+        """Scenes with the partner; none where the flaw has no certain one."""
+        if not self.partner:
+            return torch.zeros(len(pool.scenes), dtype=torch.bool)
         return pool.has[:, SHAPES.index(self.partner)]
 
     def shows(self, pool: Pool) -> Bool[Tensor, " scene"]:
@@ -56,7 +61,7 @@ class Trigger:
     def flawed(self, pool: Pool) -> Bool[Tensor, "scene slot"]:
         """Questions that the flaw answers."""
         asked = torch.zeros(pool.right.shape, dtype=torch.bool)
-        asked[:, self.slot] = True
+        asked[:, self.slots] = pool.right[:, self.slots] == self.ids[1]
         return asked & self.shows(pool)[:, None]
 
     def free(self, pool: Pool) -> Bool[Tensor, "scene slot"]:
