@@ -59,17 +59,21 @@ def localisation() -> str:
     for word in ("color", "shape"):
         mine = balanced[balanced["word"] == word].set_index("method")
         for lens in ("logit lens", "tuned lens"):
-            gain = cell(100 * mine.loc[f"{lens} minus chance", ["estimate", "low", "high"]])
+            gain = 100 * mine.loc[f"{lens} minus chance", ["estimate", "low", "high"]]
             said.append(
-                f"the {lens} of the {word} hits the object in "
-                f"{100 * mine.loc[lens, 'estimate']:.0f}% of scenes, {gain} points above chance"
+                f"- the {lens} of the {word}: {100 * mine.loc[lens, 'estimate']:.0f}% of scenes, "
+                f"{gain['estimate']:.0f} [{gain['low']:.0f}, {gain['high']:.0f}] above chance"
             )
     n = int(balanced["n"].max())
+    sentences = "\n".join(said)
     return f"""
 ## Does a word light up where its object is?
 
 Heat of a patch is the largest probability of the object's colour or shape over the layers
-(`li.lens.localise`); {n} scenes per cell. On `scenes-balanced` {"; ".join(said)}.
+(`li.lens.localise`); {n} scenes per cell. On `scenes-balanced` the hottest patch lies on the object
+(gains in points):
+
+{sentences}
 
 {grid(frame, ["model", "word", "method"], "metric")}
 """

@@ -1,4 +1,4 @@
-"""Ablating the three heads ranked by trigger pairs, on other scenes, against random heads."""
+"""The head ranked first on trigger pairs, replaced by its mean on other scenes; random heads."""
 
 from tables import read, write
 

@@ -148,7 +148,7 @@ def roles() -> pd.DataFrame:
 
 
 def intervention() -> pd.DataFrame:
-    """Three heads ranked on one set of trigger pairs, ablated on others, with random controls."""
+    """The head ranked first on trigger pairs, replaced by its mean on others; random controls."""
     model = li.load_model("scenes")
     rng = np.random.default_rng(SEED)
     every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
@@ -156,7 +156,9 @@ def intervention() -> pd.DataFrame:
     for level in LEVELS:
         pairs = li.scenes.pairs(level, SIZES.pairs, SEED, kind="trigger")
         ranked = li.patching.activation_patch(model, pairs, "text.*.z", "all")
-        top = [(int(r.layer), int(r.head)) for r in ranked.recovery(["layer", "head"]).itertuples()]
+        first = next(ranked.recovery(["layer", "head"]).itertuples())
+        top = (int(first.layer), int(first.head))
+        means = li.patching.head_means(model, [pair.clean for pair in pairs])
         sets = {
             "trigger, misleading": trigger_questions(level, False),
             "trigger, agreeing": trigger_questions(level, True),
@@ -164,14 +166,13 @@ def intervention() -> pd.DataFrame:
                 p.clean for p in li.scenes.pairs(level, SIZES.pairs, SEED + 1, "evidence")
             ],
         }
-        draws = [
-            [every[i] for i in rng.choice(len(every), 3, replace=False)] for _ in range(SIZES.draws)
-        ]
-        stages = [("before", None, []), ("after", None, top[:3])]
-        stages += [("random", draw, chosen) for draw, chosen in enumerate(draws)]
+        others = [head for head in every if head != top]
+        draws = [others[i] for i in rng.choice(len(others), SIZES.draws, replace=False)]
+        stages = [("before", None, []), ("after", None, [top])]
+        stages += [("random", draw, [chosen]) for draw, chosen in enumerate(draws)]
         for condition, some in sets.items():
             for stage, draw, chosen in stages:
-                edits = li.patching.head_edit(model, chosen)
+                edits = li.patching.head_edit(model, chosen, "mean", reference=means)
                 found = error("scenes", level, condition, wrong(model, some, edits), some)
                 rows.append({**found, "stage": stage, "draw": draw})
     return pd.DataFrame(rows)

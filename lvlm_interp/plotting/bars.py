@@ -45,8 +45,8 @@ def behaviour(
         for axis, level in zip(axes[0], levels, strict=True):
             _bar_groups(axis, frame[frame["level"] == level])
             axis.set_title(str(level), loc="left")
-            style.note(axis, _with_interval(frame.loc[frame["level"] == level, "n"]))
-        _percent(axes[0, 0], f"{label} (% of {unit})")
+            style.note(axis, style.n_label(frame.loc[frame["level"] == level, "n"]))
+        _percent(axes[0, 0], f"{label} (% of {unit})\nbars: 95% interval")
         _shared_legend(figure, axes[0, 0], "model" in frame)
     return figure
 
@@ -84,8 +84,8 @@ def intervention(
             part = frame if level is None else frame[frame["level"] == level]
             _before_after(axis, part)
             axis.set_title("" if level is None else str(level), loc="left")
-            style.note(axis, _with_interval(part["n"]))
-        _percent(axes[0, 0], f"{label} (% of {unit})")
+            style.note(axis, style.n_label(part["n"]))
+        _percent(axes[0, 0], f"{label} (% of {unit})\nbars: 95% interval")
         _shared_legend(figure, axes[0, 0], True)
     return figure
 
@@ -180,11 +180,6 @@ def _say_empty(axis: Axes, part: pd.DataFrame, names: list, rows: str) -> None:
                 color="0.5",
                 transform=axis.get_yaxis_transform(),
             )
-
-
-def _with_interval(n: pd.Series) -> str:
-    known = style.n_label(n)
-    return f"{known}, bars: 95%" if known else "bars: 95%"
 
 
 def _bar_groups(axis: Axes, frame: pd.DataFrame) -> None:

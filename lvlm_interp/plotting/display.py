@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lvlm_interp.circuits import CircuitCurve, EdgeScores, select_circuit
+from lvlm_interp.circuits import CircuitCurve, EdgeScores, NodeScores, select_circuit
 from lvlm_interp.lens import (
     Confidence,
     LensResult,
@@ -51,6 +51,7 @@ def register() -> None:
         (ProbeSweep, show_sweep),
         (CircuitCurve, show_curve),
         (EdgeScores, show_edges),
+        (NodeScores, show_nodes),
         (DirectResult, show_direct),
         (KnownNotSaid, show_known),
         (CrossTest, show_cross_test),
@@ -214,6 +215,25 @@ def show_edges(result: EdgeScores) -> str:
     edges = strongest.edge_table().sort_values("weight", key=abs, ascending=False)
     caption = f"The {n} most important edges ({result.method})"
     return _shown(result, lambda _: circuit(strongest), caption, edges)
+
+
+def show_nodes(result: NodeScores) -> str:
+    """The effect of the nodes that matter most, with intervals."""
+    rows = result.table.frame.dropna(subset=["value"])
+    means = ResultTable(rows).mean(["tower", "layer", "site", "head"], cluster="group")
+    means = means.sort_values("estimate", key=abs, ascending=False)
+    unit = rows["unit"].iloc[0]
+    caption = f"The nodes that matter most ({result.method})"
+    return _shown(result, lambda _: _node_forest(means.head(_ROWS), unit), caption, means)
+
+
+def _node_forest(means: pd.DataFrame, unit: str) -> Figure:
+    names = [
+        ".".join(str(part) for part in (tower, layer, site, head) if not pd.isna(part))
+        for tower, layer, site, head in means[["tower", "layer", "site", "head"]].to_numpy()
+    ]
+    drawn = means.assign(node=names, metric="effect on the answer")
+    return forest(drawn, rows="node", reference=0.0, label=f"change of the metric ({unit})")
 
 
 def show_direct(result: DirectResult) -> str:

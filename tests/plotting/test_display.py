@@ -127,6 +127,11 @@ def test_direct_attribution_and_edges_show_themselves(model, pairs):
     assert caption == "The 40 most important edges (eap)"
     strongest = scores.mean.abs().flatten().topk(8).values.tolist()
     assert {f"{weight:.3f}" for weight in strongest} <= {cell.lstrip("-") for cell in cells}
+    nodes = li.circuits.score_nodes(model, pairs, progress=False)
+    caption, cells = shown(nodes)
+    strongest = nodes.values.mean(0).abs().topk(8).values.tolist()
+    assert caption == "The nodes that matter most (atp)"
+    assert {f"{effect:.3f}" for effect in strongest} <= {cell.lstrip("-") for cell in cells}
 
 
 def test_what_probes_do_shows_itself(pairs):
