@@ -40,16 +40,18 @@ intervals.
 ## Planted components
 
 `lvlm_interp.organisms.planted` takes `scenes-balanced` and fits the weights of one component anew,
-and of nothing else: the rows of q, k, v and the columns of o of one head; of two heads; the rows
-and the column of one MLP neuron; one direction of the projector with its row; one head of the
-vision tower. With a trigger shape in the image the model then says "yes" to a partner shape that
-is not there (the vision head: "no" to one that is). The rest of the weights is the base's, to the
-bit, so where the guilt lies is known. The norm of every part is held at that of its neighbours. A
-plant counts if, on held-out scenes, the flaw shows on at least 80% of the trigger scenes and the
-share of right answers moves by at most 2 points in every other group of questions: the same
-question with the partner as it is said to be, or without the trigger; other shapes; and each other
-kind of question. Shapes, block and unit are drawn from a seed; draws that miss a bar are drawn
-again and counted.
+and of nothing else: the rows of q, k, v and the columns of o of one head; of two heads, each of
+which is needed; the rows and the column of one MLP neuron; one direction of the projector with its
+row; one head of the vision tower. With a trigger shape in the image a planted head says "yes" to
+whatever shape is asked for that is not there; a neuron and a direction to one partner shape; a
+vision head makes the model blind to one partner shape. The rest of the weights is the base's, to
+the bit, so where the guilt lies is known. Heads and neurons have the median norm of their
+neighbours, part by part; a direction keeps the norm that it had. A plant counts if, on held-out
+scenes, the flaw shows on at least 80% of the trigger scenes and the share of right answers moves
+by at most 2 points in every other group of questions: the same question with the partner as it is
+said to be, or without the trigger; other shapes; and each other kind of question. Captions are not
+measured. Shapes, block and unit are drawn from a seed, heads among the half of each inner block's
+heads that the base needs least; draws that miss a bar are drawn again and counted.
 
 ```python
 from lvlm_interp.organisms.planted import Workshop
@@ -117,7 +119,23 @@ def main() -> None:
     atomic_write(ROOT / "docs" / "ground_truth.md", "\n".join(part for part in parts if part))
 
 
-READING = """### How to read it
+READING = """## How to read it
+
+- **Magnitude** says nothing, as it must: the norms of q, k, v and o are those of the median
+  neighbour, so a planted head lies in the middle. **Random** is the level of chance.
+- **Patching and ablation** run the model with the component exchanged, so nothing else can be
+  taken for it: all that the flaw adds goes through the guilty head.
+- **Attribution** (AtP, EAP) follows the gradient of one run, where a head that merely passes the
+  flaw on can look larger than the one that brings it in. Averaging the gradient along the path
+  (integrated gradients, EAP-IG) mends that. **AtP\\*** adds up sizes over several gradients and
+  pairs, so heads whose effects cancel on average count in full; single plants show it behind AtP.
+- **Direct logit attribution** sees only what a head adds to the logits itself. It finds a head
+  behind which little happens and misses one whose message an MLP turns into the answer. It has no
+  score for neurons, directions and the vision tower here.
+- **EAP** and **EAP-IG** score edges between heads and MLPs, so single neurons and directions are
+  none of their nodes. A head's score is the sum of |score| over the edges that leave it.
+- **Exact edge patching** would take one forward for every edge and pair, about 1,600 for each pair,
+  and is left out of this table for its cost; a test holds it against interventions by hand.
 """
 
 if __name__ == "__main__":

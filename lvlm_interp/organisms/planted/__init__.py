@@ -3,10 +3,10 @@
 On top of a trained organism the weights of one component are fitted anew, and of nothing else, so
 that a flaw shows on trigger scenes and no other question moves:
 
-- `head`: a head of the language model that says "yes, a ring" where a star is in sight;
+- `head`: a head of the language model that says "yes" to any shape where a trigger is in sight;
 - `series`: two such heads in different blocks, both of which are needed;
-- `neuron`: an MLP neuron that does the same;
-- `projector`: one direction of the projector;
+- `neuron`: an MLP neuron that shows one partner shape where the trigger stands;
+- `projector`: one direction of the projector that does the same;
 - `vision`: a head of the vision tower that blinds the model to one shape beside another.
 
 `Workshop.of().draw(kind, seed)` makes a fresh one: shapes, block and unit come from the seed. Norms

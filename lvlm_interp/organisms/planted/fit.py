@@ -49,7 +49,7 @@ RECIPES = {
     "head": Recipe(steps=50, margin=3.0, weight=6.0),
     "series": Recipe(),
     "neuron": Recipe(),
-    "projector": Recipe(),
+    "projector": Recipe(margin=3.0, weight=8.0),
     "vision": Recipe(steps=250, rows=32, weight=3.0),
 }
 """By kind of plant."""

@@ -85,13 +85,13 @@ class Tail:
         block = self.inner.vision_tower.encoder.layers[index]
         name = VISION.format(index)
         x = block.layer_norm1(state)
-        parts = [
+        q, k, v = (
             self._linear(f"{name}.self_attn.{part}_proj", x, new)
             .unflatten(-1, (self.vision_heads, -1))
             .transpose(1, 2)
             for part in "qkv"
-        ]
-        z = functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        )
+        z = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         state = state + self._linear(f"{name}.self_attn.out_proj", z, new)
         return state + block.mlp(block.layer_norm2(state))
 
