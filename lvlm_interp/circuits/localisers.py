@@ -109,7 +109,12 @@ def _attribution(case: Case) -> Scored:
 
 
 def _atp_star(case: Case) -> Scored:
-    return _directions(case, "atp_star") or _table(case, attribution_patch, graddrop=True)
+    """As its paper has it: gradients of the clean run, which the other run is patched into.
+
+    Directions of the projector are scored on the corrupt run.
+    """
+    found = _directions(case, "atp_star")
+    return found or _table(case, attribution_patch, graddrop=True, direction="noise")
 
 
 def _integrated(case: Case) -> Scored:
