@@ -44,15 +44,27 @@ def rows() -> list[Row]:
 
 
 def scaling() -> list[Row]:
-    """Seconds of a larger sweep on one core and on all that this process may use."""
+    """Seconds of a larger sweep on one core and on all that this process may use.
+
+    `bound` is what the bare fits gain from the same pool of processes on this machine, whose cores
+    may share more than their name says.
+    """
+    import joblib
+
     from lvlm_interp.probing import sweep
 
     cores = len(os.sched_getaffinity(0))
     if cores == 1:
         return []
     data = activations(MANY)
+    design: Any = sweep(data, label="present", progress=False).design
+    halves = [data.sites[start::cores] for start in range(cores)]
     seconds = interleaved(
         {
+            "bare, one": lambda: bare(data, design),
+            "bare, all": lambda: joblib.Parallel(n_jobs=cores)(
+                joblib.delayed(bare)(data, design, some) for some in halves
+            ),
             "one": lambda: sweep(data, label="present", progress=False),
             "all": lambda: sweep(data, label="present", n_jobs=cores, progress=False),
         },
@@ -65,6 +77,7 @@ def scaling() -> list[Row]:
             seconds["all"],
             baseline=seconds["one"],
             baseline_name="the same on one core",
+            bound=seconds["bare, all"] / seconds["bare, one"],
         )
     ]
 
@@ -91,8 +104,8 @@ def activations(sites: int = SITES) -> Any:
     return Collected(list(pooled), parse_roles("last"), {}, [chunk])
 
 
-def bare(data: Any, design: Any) -> None:
-    """The fits alone, as one would write them with scikit-learn."""
+def bare(data: Any, design: Any, sites: Any = None) -> None:
+    """The fits alone, at some sites, as one would write them with scikit-learn."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -101,7 +114,7 @@ def bare(data: Any, design: Any) -> None:
         model.fit(StandardScaler().fit_transform(X), y)
 
     codes = design.codes
-    for site in data.sites:
+    for site in sites or data.sites:
         X = data[site][:, "last"]
         for fold in range(design.n_folds):
             fitting, _, held = design.training(fold, design.fold)
