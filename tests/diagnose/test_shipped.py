@@ -2,6 +2,7 @@
 
 import pytest
 
+from lvlm_interp.diagnose import intervention
 from lvlm_interp.diagnose.run import diagnose
 from lvlm_interp.organisms import WEIGHTS
 from lvlm_interp.organisms.spare import moved_heads
@@ -12,10 +13,13 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def levels(tmp_path_factory):
     out = tmp_path_factory.mktemp("shipped")
-    return {
-        model: diagnose(model, out=out / model, n=150, seed=5).summary["levels"]
-        for model in ("scenes", "scenes-balanced")
-    }
+    with pytest.MonkeyPatch.context() as patch:  # fewer tries, for the time they take
+        patch.setattr(intervention, "CANDIDATES", 3)
+        patch.setattr(intervention, "DRAWS", 6)
+        return {
+            model: diagnose(model, out=out / model, n=150, seed=5).summary["levels"]
+            for model in ("scenes", "scenes-balanced")
+        }
 
 
 def test_nothing_is_found_where_nothing_was_planted(levels):

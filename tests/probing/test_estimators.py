@@ -99,3 +99,17 @@ def test_many_classes_have_no_direction(data):
     X, y, _ = data
     with pytest.raises(AttributeError, match="3 classes have no one direction"):
         _ = LogisticProbe().fit(X, y).direction_
+
+
+@pytest.mark.parametrize("probe", [LogisticProbe, RidgeProbe, MLPProbe])
+def test_a_weight_for_each_class_is_taken_by_its_name(probe):
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((80, 4)), np.array(["ring", "star"] * 40)
+    sure = {
+        name: probe(class_weight=weights).fit(X, y).predict(X)
+        for name, weights in {
+            "ring": {"ring": 1000.0, "star": 0.001},
+            "star": {"ring": 0.001, "star": 1000.0},
+        }.items()
+    }
+    assert all((said == name).all() for name, said in sure.items())
