@@ -60,8 +60,9 @@ plant = Workshop.of("scenes-balanced").draw("head", seed=7)
 plant.model, plant.guilty, plant.pairs(20)
 ```
 
-Made by `lvlm-interp circuits benchmark --json docs/data/ground_truth.json --seed 1 --kinds head --n 55` and
-`python docs/make_ground_truth.py`. AUROC is the chance that the guilty component outranks an
+Made by
+`lvlm-interp circuits benchmark --json docs/data/ground_truth.json --seed 1 --kinds head --n 55`
+and `python docs/make_ground_truth.py`. AUROC is the chance that the guilty component outranks an
 innocent one of its kind; *first* is the share of plants in which the guilty come first (of two,
 both in front of all others). Cost is in forwards over one pair, a backward counting as two.
 Brackets are 95% intervals over plants.
