@@ -41,6 +41,9 @@ COLUMNS = (
     "unit",
 )
 _INTEGER_COLUMNS = ("layer", "head")
+_DTYPES = {"value": "float64", **dict.fromkeys(_INTEGER_COLUMNS, "Int64")}
+"""Types of the columns above that are no strings."""
+
 _METADATA_KEY = b"lvlm_interp"
 _DISPLAY_GROUP = "lvlm_interp.displays"
 _SHOWN_ROWS = 10
@@ -285,6 +288,8 @@ def register_display(result_type: type, function: Display) -> None:
 
 
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    if _is_tidy(frame):
+        return frame.copy(deep=False)
     missing = [name for name in ("metric", "value") if name not in frame]
     if missing and len(frame):
         raise UsageError(
@@ -304,6 +309,19 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
             raise UsageError(f"column {name!r} cannot take its type: {error}") from error
     extra = {str(name): frame[name] for name in frame.columns if name not in COLUMNS}
     return pd.DataFrame({**columns, **extra}).reset_index(drop=True)
+
+
+def _is_tidy(frame: pd.DataFrame) -> bool:
+    names, index = list(frame.columns), frame.index
+    if tuple(names[: len(COLUMNS)]) != COLUMNS or not all(isinstance(name, str) for name in names):
+        return False
+    counted = isinstance(index, pd.RangeIndex) and index.equals(pd.RangeIndex(len(frame)))
+    if not counted or index.name is not None:
+        return False
+    return all(
+        dtype == _DTYPES.get(name, "str")
+        for name, dtype in zip(COLUMNS, frame.dtypes, strict=False)
+    )
 
 
 def _typed(name: str, column: pd.Series) -> pd.Series:

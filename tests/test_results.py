@@ -49,6 +49,18 @@ def test_integer_identifiers_widened_by_pandas_stay_integers():
     assert table.frame["position"].isna().tolist() == [False, True]
 
 
+def test_a_tidy_frame_is_taken_as_it_is_and_stays_the_callers_own():
+    tidy = make_table().frame
+    again = ResultTable(tidy)
+    pd.testing.assert_frame_equal(again.frame, tidy)
+    again.frame.loc[0, "value"] = 7.0
+    assert tidy.loc[0, "value"] != 7.0
+    # One wrong type, one wrong order or an index of its own is put right as ever.
+    moved = tidy.set_index(tidy.index + 1)
+    for untidy in (tidy.astype({"layer": float}), tidy[tidy.columns[::-1]], moved):
+        pd.testing.assert_frame_equal(ResultTable(untidy).frame[list(tidy.columns)], tidy)
+
+
 @pytest.mark.parametrize("rows", [make_table().frame, [], make_table().frame.iloc[:1]])
 def test_parquet_round_trip(tmp_path, rows):
     table = ResultTable(rows, {"seed": 1, "nested": {"a": [1, None]}})

@@ -7,7 +7,7 @@ nobody asked about still run SDPA.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,33 +109,7 @@ for _name in (NAME, PACKED):
     AttentionMaskInterface.register(_name, eager_mask)
 
 
-@contextmanager
-def opened(
-    hf: PreTrainedModel, board: Switchboard, packed: Sequence[nn.Module] = ()
-) -> Iterator[None]:
-    """Run a model under `attend` while the context is open, then exactly as it was.
-
-    Args:
-        hf: The model.
-        board: Whose visitors to serve.
-        packed: Modules whose attention takes the images of a batch on one axis.
-    """
-    configs = _configs(hf)
-    flat = {id(module.config) for module in packed if hasattr(module, "config")}
-    # The public attribute sets the configurations below it too, so the plain one is used.
-    before = [(config, config._attn_implementation_internal) for config in configs]
-    _boards.append(board)
-    try:
-        for config in configs:
-            config._attn_implementation_internal = PACKED if id(config) in flat else NAME
-        yield
-    finally:
-        _boards.remove(board)
-        for config, implementation in before:
-            config._attn_implementation_internal = implementation
-
-
-def _configs(hf: PreTrainedModel) -> list[Any]:
+def configurations(hf: PreTrainedModel) -> list[Any]:
     """Every configuration object that a submodule may look its implementation up in."""
     found: dict[int, Any] = {}
     for module in hf.modules():
@@ -143,6 +117,45 @@ def _configs(hf: PreTrainedModel) -> list[Any]:
         if config is not None and hasattr(config, "_attn_implementation_internal"):
             found[id(config)] = config
     return list(found.values())
+
+
+@contextmanager
+def implemented(configs: Sequence[Any], names: Callable[[Any], str]) -> Iterator[None]:
+    """Run a model under other attention functions while the context is open, then as it was.
+
+    Args:
+        configs: What `configurations` found.
+        names: Registered function of each configuration.
+    """
+    # The public attribute sets the configurations below it too, so the plain one is used.
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = names(config)
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+
+
+@contextmanager
+def opened(
+    configs: Sequence[Any], board: Switchboard, packed: Sequence[nn.Module] = ()
+) -> Iterator[None]:
+    """Run a model under `attend` while the context is open, then exactly as it was.
+
+    Args:
+        configs: What `configurations` found.
+        board: Whose visitors to serve.
+        packed: Modules whose attention takes the images of a batch on one axis.
+    """
+    flat = {id(module.config) for module in packed if hasattr(module, "config")}
+    _boards.append(board)
+    try:
+        with implemented(configs, lambda config: PACKED if id(config) in flat else NAME):
+            yield
+    finally:
+        _boards.remove(board)
 
 
 def _lines_of(module: nn.Module) -> dict[str, Line]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class LVLM:
         self._board = Switchboard()
         self._selected: dict[Any, list[Site]] = {}
         self._packed = packed_modules(hf, family)
+        self._configs = attention.configurations(hf)
         hf.eval()
 
     # -- what the model is ---------------------------------------------------------------------
@@ -77,7 +79,7 @@ class LVLM:
             raise InputError("This model was wrapped without a processor: pass one to li.wrap().")
         return self.processor.tokenizer
 
-    @property
+    @cached_property
     def towers(self) -> dict[str, TowerShape]:
         """Sizes of each tower by name."""
         return {tower.name: shape_of(self.hf, tower) for tower in self.family.towers}
@@ -318,10 +320,8 @@ class LVLM:
     ) -> Iterator[None]:
         items = [(self._taps[site], visitor, str(site)) for site, visitor in visitors.items()]
         inside = any(tap.where in ATTENTION_PARTS for tap, _, _ in items)
-        with ExitStack() as stack:
-            stack.enter_context(self._board.connect_all(items, order))
-            if inside:
-                stack.enter_context(attention.opened(self.hf, self._board, self._packed))
+        opened = attention.opened(self._configs, self._board, self._packed)
+        with self._board.connect_all(items, order), opened if inside else nullcontext():
             yield
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lvlm_interp.models.hooks import Frame, rerouted
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.replay_attention import Notes, Seen, configurations, noting, replaying
+from lvlm_interp.models.replay_attention import Notes, Seen, noting, replaying
 from lvlm_interp.sites import Site
 
 KNOWN = ("attention_mask", "position_ids", "cache_position", "position_embeddings")
@@ -63,7 +63,6 @@ class Recording:
         logits: At the answer; shape `batch d_vocab`.
         layers: What every block saw; empty where it could not be recorded.
         unfit: Why no branch can be run, empty if it can.
-        configs: Where the model's attention function is looked up.
     """
 
     model: LVLM
@@ -71,7 +70,6 @@ class Recording:
     logits: Float[Tensor, "batch d_vocab"]
     layers: list[Layer]
     unfit: str = ""
-    configs: Sequence[Any] = ()
     _verdicts: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -130,7 +128,6 @@ def record_run(model: LVLM, inputs: Inputs) -> Recording:
     blocks = _blocks(model)
     modules = [attention_of(block) for block in blocks]
     outputs = _deepstack_sites(model)
-    configs = configurations(model.hf)
     calls: dict[int, Any] = {}
     with ExitStack() as stack:
         frames = [stack.enter_context(_followed(block)) for block in blocks]
@@ -138,7 +135,7 @@ def record_run(model: LVLM, inputs: Inputs) -> Recording:
         for module in modules:
             if module is not None:
                 stack.enter_context(rerouted(module, _keeping(calls, id(module))))
-        stack.enter_context(replaying(configs))
+        stack.enter_context(replaying(model._configs))
         cache = stack.enter_context(model.record(outputs))
         logits = model.last_logits(inputs)
         found = [(frame.args, dict(frame.kwargs)) for frame in frames]
@@ -155,7 +152,7 @@ def record_run(model: LVLM, inputs: Inputs) -> Recording:
     for index, site in enumerate(outputs[:-1]):
         shift = layers[index + 1].hidden - cache[site]
         layers[index].shift = shift if bool(shift.any()) else None
-    return Recording(model, inputs, logits, layers, configs=configs)
+    return Recording(model, inputs, logits, layers)
 
 
 def attention_of(block: nn.Module) -> nn.Module | None:
@@ -172,19 +169,40 @@ def first(out: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def cut(name: str, value: Any, n: int, start: int, n_branches: int) -> Any:
-    """An argument of the attention, cut to the positions of a branch and repeated for each."""
-    if name == "attention_mask":
-        return None  # the attention function has the recorded one
-    if isinstance(value, tuple | list):
-        return type(value)(cut(name, each, n, start, n_branches) for each in value)
-    if not isinstance(value, Tensor) or (name and name not in KNOWN):
-        return value
-    axis = value.ndim - 2 if name == "position_embeddings" else value.ndim - 1
-    if value.shape[axis] != n:
-        return value
-    part = value.narrow(axis, start, n - start)
-    return part.repeat([n_branches if i == axis else 1 for i in range(part.ndim)])
+@dataclass(eq=False)
+class Cuts:
+    """Arguments of the attention, cut to the positions of branches and repeated for each.
+
+    Blocks share their arguments, so what was cut for one serves the others.
+
+    Attributes:
+        n_positions: Of the recorded run.
+        start: First position of the branches.
+        most: Branches that there can be.
+    """
+
+    n_positions: int
+    start: int
+    most: int
+    _kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def of(self, name: str, value: Any, n_branches: int) -> Any:
+        """An argument of the recorded run as some branches have it."""
+        if name == "attention_mask":
+            return None  # the attention function has the recorded one
+        if isinstance(value, tuple | list):
+            return type(value)(self.of(name, each, n_branches) for each in value)
+        if not isinstance(value, Tensor) or (name and name not in KNOWN):
+            return value
+        axis = value.ndim - 2 if name == "position_embeddings" else value.ndim - 1
+        if value.shape[axis] != self.n_positions:
+            return value
+        n_own, key = self.n_positions - self.start, (id(value), axis)
+        if key not in self._kept:
+            part = value.narrow(axis, self.start, n_own)
+            times = [self.most if i == axis else 1 for i in range(part.ndim)]
+            self._kept[key] = value, part.repeat(times)
+        return self._kept[key][1].narrow(axis, 0, n_branches * n_own)
 
 
 @contextmanager

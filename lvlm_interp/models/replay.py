@@ -32,7 +32,7 @@ from torch.nn.functional import linear
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, Reroute, rerouted
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.recording import Layer, Recording, cut, first, record_run
+from lvlm_interp.models.recording import Cuts, Layer, Recording, first, record_run
 from lvlm_interp.models.replay_attention import Branching, replaying, serving
 from lvlm_interp.sites import Site
 
@@ -86,12 +86,12 @@ def run_branches(
         start: First position that differs from the recorded run.
         null: Put an unpatched branch through every block in front of the others.
     """
-    sweep = _Sweep(recording, values, start)
+    sweep = _Sweep(recording, values, start, len(exchanges) + null)
     layers = [each.site.layer or 0 for each in exchanges]
     entries = [sweep.enters_late(each) for each in exchanges]
     order = sorted(range(len(exchanges)), key=lambda i: (layers[i], entries[i]))
     hidden = recording.layers[0].hidden[:, None, start:] if null else None
-    with replaying(recording.configs):
+    with replaying(recording.model._configs):
         for index in range(0 if null else min(layers), len(recording.layers)):
             fresh = [i for i in order if layers[i] == index]
             early = [exchanges[i] for i in fresh if not entries[i]]
@@ -136,11 +136,14 @@ class _Enough(Exception):
 class _Sweep:
     """Branches of one recording from one position on."""
 
-    def __init__(self, recording: Recording, values: ActivationCache, start: int) -> None:
+    def __init__(
+        self, recording: Recording, values: ActivationCache, start: int, n_branches: int
+    ) -> None:
         self.recording = recording
         self.model = recording.model
         self.values = values
         self.rows = _Rows(start)
+        self.cuts = Cuts(recording.n_positions, start, n_branches)
         self.narrows = recording.n_positions - start > 1
         """Whether the last block has positions that nobody asks for."""
         self.answer = recording.inputs.last.to(recording.logits.device) - start
@@ -236,17 +239,17 @@ class _Sweep:
         answer: Tensor | None = None,
     ) -> Float[Tensor, "batch branch pos d_model"]:
         """The attention module's own forward on the first branches of a call."""
-        n, start = self.recording.n_positions, self.rows.start
-        n_rows = n_branches * (n - start)
+        cut = self.cuts.of
+        n_rows = n_branches * (self.recording.n_positions - self.rows.start)
         stream = (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])[:, :n_rows]
-        rest = {k: cut(k, v, n, start, n_branches) for k, v in kwargs.items()}
+        rest = {k: cut(k, v, n_branches) for k, v in kwargs.items()}
         if "hidden_states" in kwargs:
             rest["hidden_states"] = stream
         else:
-            args = (stream, *(cut("", each, n, start, n_branches) for each in args[1:]))
+            args = (stream, *(cut("", each, n_branches) for each in args[1:]))
         inside = [each for each in early if each.site.name in (*_INSIDE, "z")]
         edits = self._edits(inside, early, n_branches - len(early), n_branches, self.rows)
-        branching = Branching(layer.seen, start, n_branches, answer)
+        branching = Branching(layer.seen, self.rows.start, n_branches, answer)
         with ExitStack() as stack:
             stack.enter_context(serving(layer.attention, branching))
             stack.enter_context(self.model._connected(edits, EDIT))
@@ -273,12 +276,13 @@ class _Sweep:
         self, layer: Layer, late: Sequence[Exchange], rows: _Rows
     ) -> Float[Tensor, "batch branch row d_model"]:
         """What the attention gives in branches that enter behind it."""
-        attended = rows.of(layer.attended)[:, None].repeat(1, len(late), 1, 1)
+        attended = rows.of(layer.attended)[:, None]
         heads = [i for i, each in enumerate(late) if each.site.name == "z"]
-        if heads:
-            change = self._change(layer, [late[i] for i in heads], rows)
-            if len(heads) == len(late):
-                return attended + change
+        change = self._change(layer, [late[i] for i in heads], rows) if heads else None
+        if change is not None and len(heads) == len(late):
+            return attended + change
+        attended = attended.repeat(1, len(late), 1, 1)
+        if change is not None:
             attended[:, heads] += change
         for place, each in enumerate(late):
             if self._is_inner(layer, each.site):
@@ -299,16 +303,19 @@ class _Sweep:
         numbered = [unit for unit in units if unit is not None]
         added = []
         if numbered:
-            # One product for all heads: `batch head row d_head` times `head d_head d_model`.
-            weight = layer.output.weight.unflatten(1, old.shape[-2:])[:, numbered].permute(1, 2, 0)
-            added.append(change[:, :, numbered].transpose(1, 2) @ weight)
+            # One product for all heads, and no copy of W_O where they are every head of the layer.
+            every = numbered == list(range(old.shape[2]))
+            heads = slice(None) if every else numbered
+            weight = layer.output.weight.unflatten(1, old.shape[2:])[:, heads]
+            moved = change[:, :, heads].permute(2, 0, 1, 3).flatten(1, 2)
+            added.append((moved @ weight.permute(1, 2, 0)).unflatten(1, old.shape[:2]))
         if None in units:
-            added.append(linear(change.flatten(2), layer.output.weight)[:, None])
-        each = _joined(added)
+            added.append(linear(change.flatten(2), layer.output.weight)[None])
+        each = added[0] if len(added) == 1 else torch.cat(added)
         order = {unit: i for i, unit in enumerate([*numbered, None])}
         places = [order[part.unit] for part in parts]
-        each = each if places == list(range(each.shape[1])) else each[:, places]
-        return each * _masks(parts, rows, each)[..., None]
+        each = each if places == list(range(len(each))) else each[places]
+        return each.transpose(0, 1) * _masks(parts, rows, each)[..., None]
 
     def _is_inner(self, layer: Layer, site: Site) -> bool:
         """Whether a site passes inside the attention module, which late branches do not enter."""
@@ -385,4 +392,6 @@ def _masks(parts: Sequence[Exchange], rows: _Rows, like: Tensor) -> Tensor:
     for part in parts:
         if id(part.mask) not in masks:
             masks[id(part.mask)] = rows.of(part.mask.to(like.device)).to(like.dtype)
+    if len(masks) == 1:
+        return next(iter(masks.values()))[:, None].expand(-1, len(parts), -1)
     return torch.stack([masks[id(part.mask)] for part in parts], dim=1)

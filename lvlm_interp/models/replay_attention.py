@@ -8,7 +8,7 @@ branches of a batch lie one behind the other along the position axis.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask
+
+from lvlm_interp.models.attention import implemented
 
 NAME = "lvlm_interp_replay"
 
@@ -104,27 +106,9 @@ def serving(module: nn.Module, branching: Branching) -> Iterator[None]:
         del _branching[id(module)]
 
 
-def configurations(hf: nn.Module) -> list[Any]:
-    """Every configuration in which a submodule looks its attention function up."""
-    found: dict[int, Any] = {}
-    for module in hf.modules():
-        config = getattr(module, "config", None)
-        if hasattr(config, "_attn_implementation_internal"):
-            found[id(config)] = config
-    return list(found.values())
-
-
-@contextmanager
-def replaying(configs: Sequence[Any]) -> Iterator[None]:
+def replaying(configs: Sequence[Any]) -> AbstractContextManager[None]:
     """Run a model under this attention function while the context is open."""
-    before = [config._attn_implementation_internal for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = NAME
-        yield
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name
+    return implemented(configs, lambda config: NAME)
 
 
 def _attend(

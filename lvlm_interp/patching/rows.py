@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from lvlm_interp.patching.components import Component
 from lvlm_interp.patching.metrics import UNITS
 from lvlm_interp.patching.result import NO_GAP
 from lvlm_interp.patching.runs import BaseRuns
+from lvlm_interp.results import COLUMNS
 from lvlm_interp.sites import Site
 
 UNIT = "fraction of the clean-corrupt gap"
@@ -22,28 +23,15 @@ KINDS = ("recovery", "effect", "attribution", "unsigned attribution")
 """What `value` is: the recovery; m(patched) - m(run); an estimate of the latter; or its size."""
 
 
-@dataclass(frozen=True)
-class _Words:
-    """A column of strings: few words, and which of them each row has.
+_WORDS = (
+    *("tower", "site", "position", "metric", "unit", "path"),
+    *("example", "pair", "kind", "level", "corruption", "group", "direction", "of"),
+)
+"""Columns of strings. A sweep has thousands of rows and a handful of words, so until the end a row
+holds the number of its word."""
 
-    A sweep has thousands of rows and a handful of words; making every row's string by itself took
-    as long as the sweep.
-    """
-
-    words: list[str]
-    codes: np.ndarray
-
-    @classmethod
-    def of(cls, values: Sequence[str]) -> _Words:
-        """The column that holds these values."""
-        code = {word: i for i, word in enumerate(dict.fromkeys(values))}
-        return cls(list(code), np.array([code[value] for value in values], dtype=int))
-
-    def __getitem__(self, rows: np.ndarray) -> _Words:
-        return _Words(self.words, self.codes[rows])
-
-
-_Column = np.ndarray | _Words
+_INTEGERS = ("layer", "head", "neuron")
+"""Columns of numbers that not every site has; -1 for none."""
 
 
 @dataclass
@@ -61,7 +49,8 @@ class RowWriter:
     direction: str
     kind: str = "recovery"
     no_gap: dict[str, None] = field(default_factory=dict)
-    _parts: list[dict[str, _Column]] = field(default_factory=list)
+    _parts: list[dict[str, np.ndarray]] = field(default_factory=list)
+    _words: dict[str, int] = field(default_factory=dict)
     _open: list[tuple[Component, Tensor, str]] = field(default_factory=list)
     _runs: BaseRuns | None = None
 
@@ -143,7 +132,6 @@ class RowWriter:
         base, other = (known[name][pair] for name in ("m_corrupt", "m_clean"))
         if self.direction == "noise":
             base, other = other, base
-        assert isinstance(base, np.ndarray) and isinstance(other, np.ndarray)
         gap = other - base
         with np.errstate(divide="ignore", invalid="ignore"):
             recovery = np.where(np.abs(gap) < NO_GAP, np.nan, (after - base) / gap)
@@ -152,16 +140,16 @@ class RowWriter:
         unit = UNIT if self.kind == "recovery" else UNITS.get(self.metric, "metric")
         index = np.array([-1 if number is None else number for number in units])
         with_heads = np.array([site.has_heads for site in sites])
-        described: dict[str, _Column] = {
-            "tower": _Words.of([site.tower for site in sites]),
+        described = {
+            "tower": self._numbers(site.tower for site in sites),
             "layer": np.array([-1 if site.layer is None else site.layer for site in sites]),
-            "site": _Words.of([site.name for site in sites]),
+            "site": self._numbers(site.name for site in sites),
             "head": np.where(with_heads, index, -1),
             "neuron": np.where(with_heads, -1, index),
-            "position": _Words.of(labels),
-            "metric": _Words.of([self.kind] * len(sites)),
-            "unit": _Words.of([unit] * len(sites)),
-            "path": _Words.of(paths),
+            "position": self._numbers(labels),
+            "metric": self._numbers([self.kind] * len(sites)),
+            "unit": self._numbers([unit] * len(sites)),
+            "path": self._numbers(paths),
         }
         self._parts.append(
             {name: column[pair] for name, column in known.items()}
@@ -172,7 +160,7 @@ class RowWriter:
             }
         )
 
-    def _pairs(self, runs: BaseRuns) -> dict[str, _Column]:
+    def _pairs(self, runs: BaseRuns) -> dict[str, np.ndarray]:
         """What is known of each pair of a batch, by column."""
         pairs = runs.batch.pairs
         clean, corrupt = (m.detach().cpu().numpy() for m in (runs.m_clean, runs.m_corrupt))
@@ -189,32 +177,24 @@ class RowWriter:
             "direction": [self.direction] * len(pairs),
             "of": [self.metric] * len(pairs),
         }
-        columns: dict[str, _Column] = {name: _Words.of(values) for name, values in words.items()}
+        columns = {name: self._numbers(values) for name, values in words.items()}
         return {**columns, "m_clean": clean.astype(float), "m_corrupt": corrupt.astype(float)}
+
+    def _numbers(self, words: Iterable[str]) -> np.ndarray:
+        """The number of each word; a new word gets the next one."""
+        known = self._words
+        return np.array([known.setdefault(word, len(known)) for word in words], dtype=np.int64)
 
     def frame(self) -> pd.DataFrame:
         """All rows, in the order of the forward, then of heads and positions, then of pairs."""
         self._flush()
-        frame = pd.DataFrame(
-            {name: _joined([part[name] for part in self._parts]) for name in self._parts[0]}
-        )
-        for name in ("layer", "head", "neuron"):
-            numbers = frame[name].to_numpy()
-            frame[name] = pd.arrays.IntegerArray(numbers.astype(np.int64), numbers < 0)
-        return frame
+        words = pd.array(list(self._words), dtype="str")
 
+        def finished(name: str) -> np.ndarray | pd.api.extensions.ExtensionArray:
+            column = np.concatenate([part[name] for part in self._parts])
+            if name in _INTEGERS:
+                return pd.arrays.IntegerArray(column.astype(np.int64), column < 0)
+            return words.take(column) if name in _WORDS else column
 
-def _joined(columns: Sequence[_Column]) -> np.ndarray | pd.api.extensions.ExtensionArray:
-    """The parts of a column, one behind the other."""
-    words: list[str] = []
-    codes: list[np.ndarray] = []
-    plain: list[np.ndarray] = []
-    for column in columns:
-        if isinstance(column, _Words):
-            codes.append(column.codes + len(words))
-            words += column.words
-        else:
-            plain.append(column)
-    if plain:
-        return np.concatenate(plain)
-    return pd.array(words, dtype="str").take(np.concatenate(codes))
+        names = [*COLUMNS, *(name for name in self._parts[0] if name not in COLUMNS)]
+        return pd.DataFrame({name: finished(name) for name in names}, copy=False)
