@@ -22,6 +22,11 @@ KNOWN = ("attention_mask", "position_ids", "cache_position", "position_embedding
 """Tensors given to a block that replay knows how to cut to the positions of a branch."""
 
 
+ONE_CALL = {"cpu": 7 * 2**18, "other": 2**26}
+"""Bytes of the widest activations of one call, by device. Beyond it products gain nothing, and on a
+processor the element-wise steps between them fall out of its caches."""
+
+
 @dataclass(eq=False)
 class Layer:
     """What one block was called with, and what passed in it.
@@ -114,10 +119,20 @@ class Recording:
         """Bytes that one branch needs at most: a few residual streams, the MLP, its scores."""
         size = self.model.towers["text"]
         n = self.n_positions - start
-        config = self.model.config.get_text_config()
-        width = 8 * size.d_model + 3 * getattr(config, "intermediate_size", 4 * size.d_model)
+        width = 8 * size.d_model + 3 * _d_mlp(self.model)
         scores = 3 * size.n_heads * self.n_positions
         return self.inputs.batch_size * n * (width + scores) * self.layers[0].hidden.element_size()
+
+
+def rows_at_once(model: LVLM) -> int:
+    """Positions of all rows of a call beyond which it gains nothing from more of them."""
+    room = ONE_CALL.get(model.device.type, ONE_CALL["other"])
+    return room // (_d_mlp(model) * model.dtype.itemsize)
+
+
+def _d_mlp(model: LVLM) -> int:
+    config = model.config.get_text_config()
+    return getattr(config, "intermediate_size", 4 * model.d_model)
 
 
 def record_run(model: LVLM, inputs: Inputs) -> Recording:

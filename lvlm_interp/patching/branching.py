@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lvlm_interp.errors import UsageError
+from lvlm_interp.models.recording import rows_at_once
 from lvlm_interp.models.replay import MIB, can_branch, run_branches
 from lvlm_interp.patching.components import Component
 from lvlm_interp.patching.runs import BaseRuns, Outcome
-
-ROWS_AT_ONCE = 1200
-"""Positions of all branches of a batch, where a branch has several. Matrix products gain nothing
-beyond it, and the element-wise steps between them fall out of the processor's caches."""
 
 WORTH_SHARING = 0.125
 """Share of the sequence from which on a prefix is left out. A shorter one costs more than it saves:
@@ -64,9 +61,9 @@ def _room(runs: BaseRuns, start: int, memory_mib: float) -> int:
     recording = runs.recording
     assert recording is not None
     within = int(memory_mib * MIB) // max(1, recording.branch_bytes(start))
-    n_rows = (recording.n_positions - start) * len(runs.batch)
     if recording.n_positions - start > 1:
-        within = min(within, ROWS_AT_ONCE // n_rows)
+        n_rows = (recording.n_positions - start) * len(runs.batch)
+        within = min(within, rows_at_once(recording.model) // n_rows)
     return max(1, within)
 
 
