@@ -62,6 +62,12 @@ class ActivationCache(Mapping[str, Tensor]):
         out._tensors = {site: value.to(device) for site, value in self._tensors.items()}
         return out
 
+    def rows(self, rows: slice) -> ActivationCache:
+        """Some rows of the batch, for sites that have the batch as their first axis."""
+        out = ActivationCache()
+        out._tensors = {site: value[rows] for site, value in self._tensors.items()}
+        return out
+
     def to_transformer_lens(self, bridge: Any = None) -> Any:
         """TransformerLens' `ActivationCache` of the language model's sites.
 

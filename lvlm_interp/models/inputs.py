@@ -50,6 +50,22 @@ class Inputs(Mapping[str, Any]):
         """Position at which each row's answer is predicted; shape `batch`."""
         return torch.tensor([tokens.last for tokens in self.tokens])
 
+    def halves(self) -> tuple[Inputs, Inputs] | None:
+        """The first and the second half of the rows, of which each has as many tokens and patches.
+
+        None where an input is no tensor, or cannot be cut in two.
+        """
+        tensors = self.tensors
+        if any(not isinstance(v, Tensor) or len(v) % 2 for v in tensors.values()):
+            return None
+        n = len(self.tokens) // 2
+        cut = {name: value.chunk(2) for name, value in tensors.items()}
+        first, second = ({name: parts[i] for name, parts in cut.items()} for i in range(2))
+        return (
+            Inputs(first, self.tokens[:n], self.examples[:n]),
+            Inputs(second, self.tokens[n:], self.examples[n:]),
+        )
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
         """The same inputs on a device, floating-point ones in a dtype."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lvlm_interp.models.hooks import Frame, rerouted
 from lvlm_interp.models.inputs import Inputs
@@ -18,9 +19,9 @@ from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.models.replay_attention import Notes, Seen, noting, replaying
 from lvlm_interp.sites import Site
 
-KNOWN = ("attention_mask", "position_ids", "cache_position", "position_embeddings")
-"""Tensors given to a block that replay knows how to cut to the positions of a branch."""
-
+KNOWN = {"attention_mask": 0, "position_ids": -2, "position_embeddings": -3, "cache_position": -2}
+"""Tensors given to a block that replay knows how to cut to the positions of a branch, and the axis
+of the batch, where they have as many."""
 
 ONE_CALL = {"cpu": 7 * 2**18, "other": 2**26}
 """Bytes of the widest activations of one call, by device. Beyond it products gain nothing, and on a
@@ -93,6 +94,32 @@ class Recording:
             reason = f"positions before {start} attend to positions behind it"
             self._verdicts[start] = reason if self._sees_ahead(start) else ""
         return self._verdicts[start]
+
+    def of_rows(self, start: int, inputs: Inputs) -> Recording:
+        """The recording of some rows of the batch, from `start` on, whose inputs are given."""
+        n, known = self.inputs.batch_size, {}
+
+        def mine(value: Any, axis: int = 0) -> Any:
+            if isinstance(value, tuple | list):
+                return type(value)(mine(each, axis) for each in value)
+            if not isinstance(value, Tensor) or value.ndim < -axis or value.shape[axis] != n:
+                return value
+            if id(value) not in known:  # blocks share their arguments
+                known[id(value)] = value.narrow(axis, start, inputs.batch_size)
+            return known[id(value)]
+
+        layers = [
+            replace(
+                layer,
+                hidden=mine(layer.hidden),
+                kwargs={k: mine(v, KNOWN[k]) if k in KNOWN else v for k, v in layer.kwargs.items()},
+                seen=Seen(*(mine(getattr(layer.seen, each.name)) for each in fields(Seen))),
+                attended=mine(layer.attended),
+                shift=mine(layer.shift),
+            )
+            for layer in self.layers
+        ]
+        return Recording(self.model, inputs, mine(self.logits), layers, self.unfit)
 
     def drift(self, null: Float[Tensor, "batch d_vocab"]) -> str:
         """Why an unpatched branch, left at block 0, is not the run itself; empty if it is."""
@@ -259,7 +286,8 @@ def _output(model: LVLM, index: int, layer: Layer) -> nn.Linear | None:
     if type(output) is not nn.Linear or layer.seen.z.shape[-2:].numel() != output.in_features:
         return None
     with torch.no_grad():
-        given = output(layer.seen.z[:, -1:].flatten(2))
+        # Not the module itself: who listens to it would take this for another call.
+        given = linear(layer.seen.z[:, -1:].flatten(2), output.weight, output.bias)
     scale = max(1.0, float(given.abs().max()))
     bound = 64 * torch.finfo(given.dtype).eps * scale
     close = float((given - layer.attended[:, -1:]).abs().max()) <= bound

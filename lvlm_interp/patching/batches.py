@@ -25,6 +25,7 @@ class PairBatch:
         pairs: The pairs.
         clean, corrupt: Inputs; padded on the left to one length.
         answer, foil: First token ids; shape `pair`.
+        both: The clean rows and the corrupt ones behind them; None where they cannot be joined.
     """
 
     pairs: tuple[ContrastPair, ...]
@@ -32,6 +33,7 @@ class PairBatch:
     corrupt: Inputs
     answer: Tensor
     foil: Tensor
+    both: Inputs | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -73,8 +75,7 @@ def batches(model: LVLM, pairs: Sequence[ContrastPair], batch_size: int) -> Iter
     ids = answer_ids(model, pairs)
     for start in range(0, len(pairs), batch_size):
         chunk = tuple(pairs[start : start + batch_size])
-        clean = model.prepare([pair.clean for pair in chunk])
-        corrupt = model.prepare([pair.corrupt for pair in chunk])
+        clean, corrupt, both = _sides(model, chunk)
         for row, pair in enumerate(chunk):
             _check_aligned(pair, clean, corrupt, row)
         yield PairBatch(
@@ -83,7 +84,24 @@ def batches(model: LVLM, pairs: Sequence[ContrastPair], batch_size: int) -> Iter
             corrupt,
             torch.tensor([ids[pair.answer, pair.clean.reply] for pair in chunk]).to(model.device),
             torch.tensor([ids[pair.foil, pair.clean.reply] for pair in chunk]).to(model.device),
+            both,
         )
+
+
+def _sides(model: LVLM, pairs: Sequence[ContrastPair]) -> tuple[Inputs, Inputs, Inputs | None]:
+    """Inputs of both sides by one call of the processor, and in one batch.
+
+    Two runs that are aligned have as many patches, so that halves of the batch are the sides.
+    """
+    clean, corrupt = [pair.clean for pair in pairs], [pair.corrupt for pair in pairs]
+    try:
+        both = model.prepare([*clean, *corrupt])
+        halves = both.halves()
+    except InputError:  # images that no batch can hold: each side by itself may still be fine
+        both = halves = None
+    if halves is None:
+        return model.prepare(clean), model.prepare(corrupt), None
+    return *halves, both
 
 
 def answer_ids(model: LVLM, pairs: Sequence[ContrastPair]) -> dict[tuple[str, str], int]:

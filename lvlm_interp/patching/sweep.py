@@ -9,8 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.errors import UsageError
+from lvlm_interp.models.cache import ActivationCache
+from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.lvlm import LVLM, Edit
-from lvlm_interp.models.replay import record_run
+from lvlm_interp.models.recording import Recording, record_run, rows_at_once
+from lvlm_interp.models.replay import can_branch
 from lvlm_interp.patching.batches import PairBatch
 from lvlm_interp.patching.branching import branch_outcomes
 from lvlm_interp.patching.components import Component
@@ -36,25 +39,67 @@ def base_runs(
     Without `target` only the source runs, and its metric stands for both sides: the caller runs the
     other side with gradients and fills it in.
     """
-    source_inputs = batch.clean if direction == "denoise" else batch.corrupt
-    target_inputs = batch.corrupt if direction == "denoise" else batch.clean
-    with model.record(sites) as source, model.record([EMBED]) as entering:
-        source_logits = model.last_logits(source_inputs)
-    first_change, recording = 0, None
-    if target and engine != "full":
-        with model.record([EMBED]) as other:
-            recording = record_run(model, target_inputs)
-        first_change = _first_difference(entering[EMBED], other[EMBED])
-    if recording is not None:
-        target_logits = recording.logits
+    both = batch.both if target and all(can_branch(site) for site in sites) else None
+    if both is not None and both["input_ids"].numel() <= rows_at_once(model):
+        run = _in_one_forward(model, batch, both, sites, direction, engine)
     else:
-        target_logits = model.last_logits(target_inputs) if target else source_logits
+        run = _one_by_one(model, batch, sites, direction, engine, target)
+    source, source_logits, target_logits, recording, first_change = run
     clean, corrupt = (
         (source_logits, target_logits) if direction == "denoise" else (target_logits, source_logits)
     )
     score = Scorer(metric, batch.pairs, batch.answer, batch.foil, clean)
     m_clean, m_corrupt = score(clean), score(corrupt)
     return BaseRuns(batch, source, direction, score, m_clean, m_corrupt, recording, first_change)
+
+
+_Run = tuple[ActivationCache, Tensor, Tensor, Recording | None, int]
+"""The source's activations, logits of source and target, the target's run, the first change."""
+
+
+def _one_by_one(
+    model: LVLM,
+    batch: PairBatch,
+    sites: Sequence[Site],
+    direction: str,
+    engine: Engine,
+    target: bool,
+) -> _Run:
+    source_inputs = batch.clean if direction == "denoise" else batch.corrupt
+    target_inputs = batch.corrupt if direction == "denoise" else batch.clean
+    with model.record(sites) as source, model.record([EMBED]) as entering:
+        source_logits = model.last_logits(source_inputs)
+    if not target:
+        return source, source_logits, source_logits, None, 0
+    if engine == "full":
+        return source, source_logits, model.last_logits(target_inputs), None, 0
+    with model.record([EMBED]) as other:
+        recording = record_run(model, target_inputs)
+    first_change = _first_difference(entering[EMBED], other[EMBED])
+    return source, source_logits, recording.logits, recording, first_change
+
+
+def _in_one_forward(
+    model: LVLM,
+    batch: PairBatch,
+    both: Inputs,
+    sites: Sequence[Site],
+    direction: str,
+    engine: Engine,
+) -> _Run:
+    """Both sides at once, where one side is so small that it costs hardly less than two."""
+    n = len(batch)
+    start, inputs = (n, batch.corrupt) if direction == "denoise" else (0, batch.clean)
+    target, source = slice(start, start + n), slice(n - start, 2 * n - start)
+    recording = None
+    with model.record(sites) as seen, model.record([EMBED]) as entering:
+        if engine == "full":
+            logits = model.last_logits(both)
+        else:
+            whole = record_run(model, both)
+            logits, recording = whole.logits, whole.of_rows(start, inputs)
+    first_change = _first_difference(entering[EMBED][source], entering[EMBED][target])
+    return seen.rows(source), logits[source], logits[target], recording, first_change
 
 
 def _first_difference(

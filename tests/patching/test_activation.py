@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from lvlm_interp.errors import InputError, UsageError
+from lvlm_interp.models import recording
 from lvlm_interp.models.loading import wrap
 from lvlm_interp.patching import activation_patch
+from lvlm_interp.patching.batches import batches
+from lvlm_interp.patching.sweep import base_runs
 from tests.models import processors, zoo
 from tests.patching.conftest import make_pairs, told_apart
 
@@ -139,6 +142,50 @@ def test_rows_of_different_lengths_branch_together(model, pairs):
         for engine in ("full", "auto")
     )
     np.testing.assert_allclose(fast.table.frame.m_patched, full.table.frame.m_patched, atol=1e-5)
+
+
+# transformers' PaliGemma processor asks numpy for a tensor in the old way.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", zoo.tiered(zoo.BUILDERS))
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_both_sides_in_one_forward_are_the_sides_one_by_one(name, direction, monkeypatch):
+    model = wrap(zoo.build(name), processors.build(name))
+    pairs = told_apart(model, make_pairs(2))
+    runs = {}
+    forwards = []
+    count = model.hf.register_forward_pre_hook(lambda *_: forwards.append(None))
+    for room in (2**30, 0):
+        monkeypatch.setattr(recording, "ONE_CALL", {"cpu": room, "other": room})
+        forwards.clear()
+        (batch,) = batches(model, pairs, 2)
+        sites = model.sites(["text.*.z", "text.*.resid_post"])
+        runs[room] = base_runs(model, batch, sites, "logit_diff", direction)
+        assert len(forwards) == (1 if room else 2)
+    count.remove()
+    together, apart = runs.values()
+    assert together.first_change == apart.first_change
+    assert together.source.sites == apart.source.sites
+    for site in apart.source.sites:
+        torch.testing.assert_close(together.source[site], apart.source[site], atol=1e-5, rtol=1e-5)
+    for one, other in ((together.m_clean, apart.m_clean), (together.m_corrupt, apart.m_corrupt)):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    assert together.recording.unfit == apart.recording.unfit
+    for one, other in zip(together.recording.layers, apart.recording.layers, strict=True):
+        torch.testing.assert_close(one.attended, other.attended, atol=1e-5, rtol=1e-5)
+
+
+def test_images_that_share_no_batch_are_prepared_side_by_side(model, pairs, monkeypatch):
+    expected = activation_patch(model, pairs[:1], **QUIET).table.frame
+    prepare = model.prepare
+
+    def one_image_alone(rows):
+        if len(rows) > 1:
+            raise InputError("these images have no common size")
+        return prepare(rows)
+
+    monkeypatch.setattr(model, "prepare", one_image_alone)
+    found = activation_patch(model, pairs[:1], **QUIET).table.frame
+    np.testing.assert_allclose(found.m_patched, expected.m_patched, atol=1e-5)
 
 
 def test_a_memory_budget_changes_nothing(model, pairs):
