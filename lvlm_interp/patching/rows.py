@@ -72,15 +72,13 @@ class RowWriter:
         masks = {id(part.mask): part.mask for part in parts}
         known = {key: mask.any(-1).cpu().numpy() for key, mask in masks.items()}
         present = np.stack([known[id(part.mask)] for part in parts])
-        self._write(
-            self._runs,
-            [part.site for part in parts],
-            [part.unit for part in parts],
-            [part.label for part in parts],
-            list(paths),
-            present,
-            np.stack([value.cpu().numpy() for value in values]),
-        )
+        where = self._where([part.site for part in parts], [part.unit for part in parts])
+        names = {
+            "position": self._numbers(part.label for part in parts),
+            "path": self._numbers(paths),
+        }
+        after = np.stack([value.cpu().numpy() for value in values])
+        self._write(self._runs, where | names, present, after)
 
     def add_site(
         self,
@@ -105,23 +103,31 @@ class RowWriter:
         """
         self._flush()
         n = len(labels) * len(units)
-        self._write(
-            runs,
-            [site] * n,
-            list(units) * len(labels),
-            [label for label in labels for _ in units],
-            [path] * n,
-            np.repeat(present, len(units), axis=0),
-            patched.reshape(n, -1),
-        )
+        where = self._where([site] * len(units), units)
+        where = {name: np.tile(column, len(labels)) for name, column in where.items()}
+        names = {
+            "position": np.repeat(self._numbers(labels), len(units)),
+            "path": np.repeat(self._numbers([path]), n),
+        }
+        present = np.repeat(present, len(units), axis=0)
+        self._write(runs, where | names, present, patched.reshape(n, -1))
+
+    def _where(self, sites: Sequence[Site], units: Sequence[int | None]) -> dict[str, np.ndarray]:
+        """Columns of the site and the unit of each component."""
+        index = np.array([-1 if number is None else number for number in units])
+        with_heads = np.array([site.has_heads for site in sites])
+        return {
+            "tower": self._numbers(site.tower for site in sites),
+            "layer": np.array([-1 if site.layer is None else site.layer for site in sites]),
+            "site": self._numbers(site.name for site in sites),
+            "head": np.where(with_heads, index, -1),
+            "neuron": np.where(with_heads, -1, index),
+        }
 
     def _write(
         self,
         runs: BaseRuns,
-        sites: list[Site],
-        units: list[int | None],
-        labels: list[str],
-        paths: list[str],
+        described: dict[str, np.ndarray],
         present: np.ndarray,
         patched: np.ndarray,
     ) -> None:
@@ -138,18 +144,9 @@ class RowWriter:
         unsigned = self.kind == "unsigned attribution"
         value = recovery if self.kind == "recovery" else after - base
         unit = UNIT if self.kind == "recovery" else UNITS.get(self.metric, "metric")
-        index = np.array([-1 if number is None else number for number in units])
-        with_heads = np.array([site.has_heads for site in sites])
-        described = {
-            "tower": self._numbers(site.tower for site in sites),
-            "layer": np.array([-1 if site.layer is None else site.layer for site in sites]),
-            "site": self._numbers(site.name for site in sites),
-            "head": np.where(with_heads, index, -1),
-            "neuron": np.where(with_heads, -1, index),
-            "position": self._numbers(labels),
-            "metric": self._numbers([self.kind] * len(sites)),
-            "unit": self._numbers([unit] * len(sites)),
-            "path": self._numbers(paths),
+        described = described | {
+            "metric": np.repeat(self._numbers([self.kind]), len(present)),
+            "unit": np.repeat(self._numbers([unit]), len(present)),
         }
         self._parts.append(
             {name: column[pair] for name, column in known.items()}
