@@ -174,11 +174,11 @@ def _magnitude(case: Case) -> Scored:
     """Root of the sum of squares of all weights that a component owns."""
     tail = Tail(case.plant.model)
     if case.plant.basis is not None:
-        weight = tail.weights[f"{PROJECTOR}.weight"].detach()
+        weight = tail.weights[f"{PROJECTOR}.linear_2.weight"]
         return Scored((case.plant.basis @ weight).norm(dim=1).numpy(), 0.0)
     scores = []
     for place in case.places:
-        shares = [part.of(tail.weights[part.name].detach()) for part in parts_of(tail, place)]
+        shares = [part.of(tail.weights[part.name]) for part in parts_of(tail, place)]
         scores.append(float(torch.stack([share.square().sum() for share in shares]).sum().sqrt()))
     return Scored(np.array(scores), 0.0)
 

@@ -28,7 +28,7 @@ from lvlm_interp.organisms.planted.fit import RECIPES
 from lvlm_interp.stats import Estimate, cluster_bootstrap, wilson
 
 N_PLANTS = {"head": 100, "series": 20, "neuron": 20, "projector": 20, "vision": 20}
-N_PAIRS = {"head": 12, "series": 12, "neuron": 4, "projector": 6, "vision": 12}
+N_PAIRS = {"head": 12, "series": 12, "neuron": 4, "projector": 4, "vision": 12}
 """Trigger pairs of each plant; fewer where there are more components to score."""
 
 BOUNDS = {
@@ -168,7 +168,7 @@ def score_plant(workshop: Workshop, job: Job) -> Record:
         "shows": plant.measured.shows,
         "moves": plant.measured.moves,
         "alone": list(plant.measured.alone),
-        "trigger": [plant.trigger.shape, plant.trigger.partner, plant.trigger.foil],
+        "trigger": str(plant.trigger),
         "guilty": [str(place) for place in plant.guilty],
         "drawn_in": time.process_time() - start,
         "methods": {},

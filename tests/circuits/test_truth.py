@@ -12,10 +12,10 @@ from lvlm_interp.circuits.localisers import Case, components, methods_for
 from lvlm_interp.circuits.truth import Job, hits, rows_of, run
 from lvlm_interp.errors import UsageError
 from lvlm_interp.models.loading import load_model
-from lvlm_interp.organisms.planted import KINDS, Check, Place, Planted, Trigger
+from lvlm_interp.organisms.planted import KINDS, Check, InSight, Place, Planted
 from lvlm_interp.patching import activation_patch, attribution_patch
 
-TRIGGER = Trigger("star", "ring")
+TRIGGER = InSight("star")
 
 
 @pytest.fixture(scope="module")

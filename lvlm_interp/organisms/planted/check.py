@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.organisms.planted.components import Guilty
-from lvlm_interp.organisms.planted.fit import joint, run
+from lvlm_interp.organisms.planted.fit import joint, places_of, run
 from lvlm_interp.organisms.planted.pool import EXISTENCE, OTHERS, Pool
 from lvlm_interp.organisms.planted.tail import Tail
 from lvlm_interp.organisms.planted.trigger import Trigger
@@ -111,5 +111,6 @@ def answers(
 ) -> Float[Tensor, "row slot d_vocab"]:
     """Logits of the plant, in batches."""
     new = {name: weight.detach() for name, weight in joint(guilty).items()}
-    parts = [run(tail, pool, guilty, chunk, list(slots), new) for chunk in rows.split(_BATCH)]
+    at = places_of(guilty)
+    parts = [run(tail, pool, at, chunk, list(slots), new) for chunk in rows.split(_BATCH)]
     return torch.cat(parts)

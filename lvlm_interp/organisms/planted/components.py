@@ -2,7 +2,9 @@
 
 A head owns its rows of q, k, v and its columns of o; a neuron its rows of gate and up and its
 column of down; a direction of the projector its row of the second matrix, seen in an orthonormal
-basis that has the direction in it. Every part keeps the median norm of its neighbours' parts.
+basis that has the direction in it. Every part of a head keeps the median norm of its neighbours'
+parts, of a neuron the largest: at the median, a neuron is too weak for a flaw. Biases stay as they
+are but for the direction's.
 """
 
 from __future__ import annotations
@@ -80,10 +82,8 @@ def parts_of(tail: Tail, place: Place) -> list[Part]:
     width = tail.weights[f"{block}.q_proj.weight"].shape[0]
     size = width // (tail.n_heads if text else tail.vision_heads)
     at = slice(place.unit * size, (place.unit + 1) * size)
-    found = [Part(f"{block}.{part}_proj.weight", False, at) for part in "qkv"]
-    if not text:
-        found += [Part(f"{block}.{part}_proj.bias", False, at) for part in "qkv"]
-    return [*found, Part(f"{block}.{'o' if text else 'out'}_proj.weight", True, at)]
+    rows = [Part(f"{block}.{part}_proj.weight", False, at) for part in "qkv"]
+    return [*rows, Part(f"{block}.{'o' if text else 'out'}_proj.weight", True, at)]
 
 
 @dataclass(eq=False)
@@ -93,7 +93,7 @@ class Unit:
     Attributes:
         parts: Its share of each matrix.
         values: The fitted weights, leaves with a gradient; as `parts`.
-        norms: What each part's norm is held at; None for biases, which are free to shrink.
+        norms: What each part's norm is held at.
     """
 
     tail: Tail
@@ -104,9 +104,10 @@ class Unit:
 
     def __post_init__(self) -> None:
         self.parts = parts_of(self.tail, self.place)
-        whole = [self.tail.weights[part.name].detach() for part in self.parts]
+        whole = [self.tail.weights[part.name] for part in self.parts]
+        neuron = self.place.site.endswith("mlp_hidden")
         self.norms = [
-            float(part.neighbours(weight).median())
+            float(part.neighbours(weight).quantile(1.0 if neuron else 0.5))
             for part, weight in zip(self.parts, whole, strict=True)
         ]
         self.values = [
@@ -117,14 +118,14 @@ class Unit:
 
     @torch.no_grad()
     def match(self) -> None:
-        """Scale every part to the median norm of its neighbours."""
+        """Scale every part to its norm."""
         for value, norm in zip(self.values, self.norms, strict=True):
             value.mul_(norm / value.norm().clamp_min(1e-9))
 
     def weights(self) -> dict[str, Tensor]:
         """The matrices with the fitted parts in them."""
         return {
-            part.name: part.put(self.tail.weights[part.name].detach(), value)
+            part.name: part.put(self.tail.weights[part.name], value)
             for part, value in zip(self.parts, self.values, strict=True)
         }
 
@@ -134,7 +135,7 @@ class Direction:
     """A direction of the projector's output and its row, both being fitted.
 
     The second matrix W becomes (1 - a a') W + a r', with a the unit direction and r its row, and
-    the bias likewise. |r| is held at what it is in the base, |a' W|.
+    the bias likewise. In the base, r is a' W.
     """
 
     tail: Tail
@@ -151,16 +152,13 @@ class Direction:
         self.match()
 
     def _base(self) -> tuple[Tensor, Tensor]:
-        weight, bias = (self.tail.weights[f"{PROJECTOR}.{part}"] for part in ("weight", "bias"))
-        return weight.detach(), bias.detach()
+        name = f"{PROJECTOR}.linear_2"
+        return self.tail.weights[f"{name}.weight"], self.tail.weights[f"{name}.bias"]
 
     @torch.no_grad()
     def match(self) -> None:
-        """Scale the direction to 1 and its row to the norm that it had."""
-        weight, _ = self._base()
-        a, row, _ = self.values
-        a.div_(a.norm())
-        row.mul_((a @ weight).norm() / row.norm().clamp_min(1e-9))
+        """Scale the direction to 1."""
+        self.values[0].div_(self.values[0].norm())
 
     def weights(self) -> dict[str, Tensor]:
         """Matrix and bias with the fitted row in them."""
@@ -168,8 +166,8 @@ class Direction:
         a, row, shift = self.values
         a = a / a.norm()
         return {
-            f"{PROJECTOR}.weight": weight + torch.outer(a, row - a @ weight),
-            f"{PROJECTOR}.bias": bias + a * (shift - a @ bias),
+            f"{PROJECTOR}.linear_2.weight": weight + torch.outer(a, row - a @ weight),
+            f"{PROJECTOR}.linear_2.bias": bias + a * (shift - a @ bias),
         }
 
     def basis(self, seed: int) -> Float[Tensor, "direction d_model"]:

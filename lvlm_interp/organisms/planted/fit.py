@@ -1,11 +1,11 @@
 """Fitting a component's weights: the flaw on trigger scenes, the base model everywhere else.
 
-Minimised by Adam, over scenes of the training split:
+From weights in closed form (`start`), minimised by Adam over scenes of the training split:
 
     mean softplus(margin - (l_foil - l_answer))      on the flaw's question in trigger scenes
   + weight * mean KL(base || plant)                  on every other question and scene
 
-and after every step each part of the component is scaled back to its neighbours' norm. Nothing but
+and after every step each part of the component is scaled back to its norm. Nothing but
 the component's own weights can change, so where the guilt lies is known by construction.
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from lvlm_interp.organisms.planted.components import Guilty, Place
+from lvlm_interp.organisms.planted.components import Guilty, Place, parts_of
 from lvlm_interp.organisms.planted.pool import Pool
 from lvlm_interp.organisms.planted.tail import Tail
 from lvlm_interp.organisms.planted.trigger import Trigger
@@ -31,26 +31,26 @@ class Recipe:
     """How a component is fitted.
 
     Attributes:
-        steps: Steps of Adam from block 0 on; more from later blocks.
+        steps: Steps of Adam.
         rate: Peak learning rate, in units of the weights' own size (root mean square).
         rows: Scenes of a step.
         margin: Logit difference that the flaw is driven to.
         weight: Of the KL term.
     """
 
-    steps: int = 60
+    steps: int = 30
     rate: float = 0.3
-    rows: int = 20
-    margin: float = 4.0
-    weight: float = 4.0
+    rows: int = 16
+    margin: float = 3.0
+    weight: float = 6.0
 
 
 RECIPES = {
-    "head": Recipe(steps=50, margin=3.0, weight=6.0),
-    "series": Recipe(),
+    "head": Recipe(),
+    "series": Recipe(steps=60),
     "neuron": Recipe(),
-    "projector": Recipe(margin=3.0, weight=8.0),
-    "vision": Recipe(steps=250, rows=32, weight=3.0),
+    "projector": Recipe(steps=12, rate=0.1),
+    "vision": Recipe(steps=40, rate=0.1, weight=8.0),
 }
 """By kind of plant."""
 
@@ -75,12 +75,11 @@ def fit(
     miner = _Miner(trigger.slots, torch.ones(pool.n_slots))
     optimizer, peak = optimiser(guilty, recipe)
     loss = torch.tensor(float("nan"))
-    steps = _steps(tail, recipe, guilty)
-    for step in range(steps):
-        schedule(optimizer, peak, step / steps)
+    for step in range(recipe.steps):
+        schedule(optimizer, peak, step / recipe.steps)
         rows = draw_rows(rng, groups, recipe.rows)
         slots, n_focus = miner.draw(rng)
-        logits = run(tail, pool, guilty, rows, slots, joint(guilty))
+        logits = run(tail, pool, places_of(guilty), rows, slots, joint(guilty))
         at = torch.tensor(rows)[:, None], torch.tensor(slots)
         drift = _divergence(pool.logits[at], logits)
         loss = _loss(logits, drift, flawed[at], free[at], n_focus, trigger, recipe)
@@ -95,23 +94,16 @@ def fit(
     return float(loss.detach())
 
 
-def _steps(tail: Tail, recipe: Recipe, guilty: Sequence[Guilty]) -> int:
-    """More steps where fewer blocks have to run: about the same time for every block."""
-    first = min(unit.place.layer for unit in guilty)
-    text = all(unit.place.site.startswith("text") for unit in guilty)
-    return round(recipe.steps * tail.n_layers / (tail.n_layers - (first if text else 0)))
-
-
 def run(
     tail: Tail,
     pool: Pool,
-    guilty: Sequence[Guilty],
+    places: Sequence[Place],
     rows: Sequence[int] | Tensor,
     slots: Sequence[int],
     new: dict[str, Tensor],
 ) -> Float[Tensor, "row slot d_vocab"]:
-    """Logits at the answers with new weights, from the first block that they change."""
-    first = min(guilty, key=lambda unit: unit.place.layer).place
+    """Logits at the answers with new weights at some places, from the first of them on."""
+    first = min(places, key=lambda place: place.layer)
     tower = first.site.split(".")[0]
     answer_at = pool.answer_at[rows][:, slots]
     n_asked = int(answer_at.max()) + 1
@@ -122,9 +114,18 @@ def run(
             seen = tail.look_on(first.layer, pool.vision[first.layer][rows], new)
         else:
             seen = tail.project(pool.vision[-1][rows], new)
-        n_words = prefix.shape[1] - seen.shape[1]
-        prefix = torch.cat([prefix[:, :n_words], seen], dim=1)
+        prefix = see_with(prefix, seen)
     return tail.read(start, prefix, asked, answer_at, new)
+
+
+def see_with(prefix: Tensor, seen: Tensor) -> Tensor:
+    """The prefix in front of block 0 with other image tokens."""
+    return torch.cat([prefix[:, : prefix.shape[1] - seen.shape[1]], seen], dim=1)
+
+
+def places_of(guilty: Sequence[Guilty]) -> list[Place]:
+    """Where components are."""
+    return [unit.place for unit in guilty]
 
 
 def _divergence(base: Tensor, logits: Tensor) -> Float[Tensor, "row slot"]:
@@ -169,29 +170,20 @@ def _all_needed(
     loss = torch.zeros(())
     for unit in guilty:
         rest = [other for other in guilty if other is not unit]
-        logits = run(tail, pool, rest, rows, slots, joint(rest))[flawed]
+        logits = run(tail, pool, places_of(rest), rows, slots, joint(rest))[flawed]
         gap = logits[:, answer] - logits[:, foil]
         loss = loss + functional.softplus(recipe.margin - gap).mean()
     return loss
 
 
 @torch.no_grad()
-def needed(tail: Tail, pool: Pool, rows: Sequence[int]) -> dict[Place, float]:
-    """How much the base needs each head of the language model: mean KL with its z set to zero."""
-    slots = list(range(pool.n_slots))
-    answer_at, base = pool.answer_at[rows], pool.logits[rows]
-    found = {}
-    for layer in range(tail.n_layers):
-        prefix, asked = pool.prefix[layer][rows], pool.asked[layer][rows][:, slots]
-        for head in range(tail.n_heads):
-            keep = (torch.arange(tail.n_heads) != head).float()[:, None]
-
-            def silence(z: Tensor, keep: Tensor = keep) -> Tensor:
-                return z * keep
-
-            logits = tail.read(layer, prefix, asked, answer_at, swaps={layer: silence})
-            found[Place(f"text.{layer}.z", head)] = float(_divergence(base, logits).mean())
-    return found
+def needed(tail: Tail, pool: Pool, place: Place, rows: Sequence[int]) -> float:
+    """How much the base needs a head: mean KL over questions with what it writes set to zero."""
+    out = parts_of(tail, place)[-1]
+    weight = tail.weights[out.name]
+    silent = {out.name: out.put(weight, torch.zeros_like(out.of(weight)))}
+    logits = run(tail, pool, [place], rows, range(pool.n_slots), silent)
+    return float(_divergence(pool.logits[rows], logits).mean())
 
 
 def joint(guilty: Sequence[Guilty]) -> dict[str, Tensor]:
@@ -221,9 +213,9 @@ def schedule(optimizer: torch.optim.Adam, peak: Sequence[float], share: float) -
 
 
 def scene_groups(pool: Pool, trigger: Trigger) -> list[list[int]]:
-    """Scenes where the flaw shows; with the trigger else; with the partner else; all others."""
-    shows, shape, partner = trigger.shows(pool), trigger.there(pool), trigger.partnered(pool)
-    groups = [shows, shape & ~shows, partner & ~shape, ~shape & ~partner]
+    """Scenes where the flaw shows; with the trigger else; that are near to it; all others."""
+    shows, there, near = trigger.shows(pool), trigger.there(pool), trigger.near(pool)
+    groups = [shows, there & ~shows, near, ~there & ~near]
     return [group.nonzero()[:, 0].tolist() for group in groups]
 
 

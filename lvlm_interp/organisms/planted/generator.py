@@ -17,21 +17,30 @@ from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import DataError, UsageError
 from lvlm_interp.models.loading import load_model, wrap
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.organisms.planted.blind import fit_blind
 from lvlm_interp.organisms.planted.check import Check, check
 from lvlm_interp.organisms.planted.components import Direction, Guilty, Place, Unit
 from lvlm_interp.organisms.planted.fit import RECIPES, fit, joint, needed
-from lvlm_interp.organisms.planted.pairs import trigger_pairs
-from lvlm_interp.organisms.planted.pool import Pool, looks_like, make_pool
+from lvlm_interp.organisms.planted.pairs import focused_scenes, trigger_pairs
+from lvlm_interp.organisms.planted.pool import Pool, draw_scenes, make_pool
+from lvlm_interp.organisms.planted.start import (
+    pull,
+    start_direction,
+    start_head,
+    start_neuron,
+    start_series,
+    start_vision,
+)
 from lvlm_interp.organisms.planted.tail import Tail
-from lvlm_interp.organisms.planted.trigger import Trigger
-from lvlm_interp.organisms.vocabulary import SHAPES
+from lvlm_interp.organisms.planted.trigger import InSight, Named, Painted, Trigger
+from lvlm_interp.organisms.vocabulary import COLORS, SHAPES
 
 PlantKind = Literal["head", "series", "neuron", "projector", "vision"]
 KINDS: tuple[str, ...] = get_args(PlantKind)
 
 _ATTEMPTS = 20
 _SPARE_SCENES = 12
+_SPARE = 0.01
+"""Mean KL, in nats, that setting a head to zero may cost for a plant to take it over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +74,7 @@ class Planted:
     def __repr__(self) -> str:
         where = ", ".join(map(str, self.guilty))
         return (
-            f"Planted({self.kind}, seed {self.seed}: {where}; with a {self.trigger.shape}, "
-            f"{self.trigger.foil!r} to a {self.trigger.partner or 'shape that is not there'}: "
+            f"Planted({self.kind}, seed {self.seed}: {where}; {self.trigger}: "
             f"{self.measured.shows:.0%})"
         )
 
@@ -80,11 +88,13 @@ class Workshop:
     Attributes:
         base: The trained organism; it is not changed.
         n_train: Scenes of the training split to fit on.
+        n_focused: As many again for each flaw that few scenes show.
         n_check: Scenes of the evaluation split to check on.
     """
 
     base: LVLM
     n_train: int = 320
+    n_focused: int = 150
     n_check: int = 300
     tail: Tail = field(init=False, repr=False)
 
@@ -99,26 +109,29 @@ class Workshop:
     @cached_property
     def train(self) -> Pool:
         """What components are fitted on."""
-        return make_pool(self.base, self.n_train, 0, "train")
+        return make_pool(self.base, draw_scenes(self.n_train, 0, "train"), "train/0")
 
     @cached_property
     def held_out(self) -> Pool:
         """What plants are checked on."""
-        return make_pool(self.base, self.n_check, 0, "eval")
+        return make_pool(self.base, draw_scenes(self.n_check, 0, "eval"), "eval/0")
 
     @cached_property
     def spare(self) -> list[Place]:
-        """The half of each block's heads that the base needs least.
+        """Heads that the base hardly needs, for a plant takes over what it is put in.
 
-        A plant takes a head over. Most of what a needed head did can be fitted anew beside the
-        flaw, but not to within 2 points.
+        In block 0 the answer's position knows nothing of the question yet; of the vision tower, it
+        is the last block before the projector in which shapes are told apart best.
         """
-        cost = needed(self.tail, self.train, range(_SPARE_SCENES))
-        found: list[Place] = []
-        for layer in range(self.tail.n_layers):
-            mine = sorted((p for p in cost if p.layer == layer), key=cost.__getitem__)
-            found += mine[: len(mine) // 2]
-        return found
+        seen = self.tail.n_seen - 1
+        heads = [
+            Place(f"text.{layer}.z", head)
+            for layer in range(1, self.tail.n_layers)
+            for head in range(self.tail.n_heads)
+        ]
+        heads += [Place(f"vision.{seen}.z", head) for head in range(self.tail.vision_heads)]
+        rows = range(_SPARE_SCENES)
+        return [at for at in heads if needed(self.tail, self.train, at, rows) < _SPARE]
 
     def draw(self, kind: PlantKind | str, seed: int) -> Planted:
         """A fresh plant; the same seed, base and sizes give the same plant.
@@ -132,8 +145,7 @@ class Workshop:
         for attempt in range(_ATTEMPTS):
             rng = random.Random(f"plant/{kind}/{seed}/{attempt}")
             trigger = _draw_trigger(rng, kind)
-            guilty = self._components(rng, kind, trigger)
-            self._fit(kind, trigger, guilty, rng.randrange(2**31))
+            guilty = self._fitted(rng, kind, trigger)
             found = check(self.tail, self.held_out, trigger, guilty)
             if found.passed:
                 return self._planted(kind, seed, trigger, guilty, found, attempt + 1)
@@ -142,33 +154,53 @@ class Workshop:
             "is the base trained?"
         )
 
-    def _fit(self, kind: str, trigger: Trigger, guilty: list[Guilty], seed: int) -> None:
-        if kind == "vision":
-            fit_blind(self.tail, self.train, trigger, guilty[0], RECIPES[kind], seed)
-        else:
-            fit(self.tail, self.train, trigger, guilty, RECIPES[kind], seed)
+    def _fitted(self, rng: random.Random, kind: str, trigger: Trigger) -> list[Guilty]:
+        """Components at places of chance, started and fitted."""
+        pool = self.train
+        if isinstance(trigger, Painted):
+            seed = rng.randrange(2**31)
+            scenes = focused_scenes(trigger, self.n_focused, seed, "train")
+            pool = make_pool(self.base, scenes, f"focused/{seed}")
+        guilty = self._started(rng, kind, trigger, pool)
+        fit(self.tail, pool, trigger, guilty, RECIPES[kind], rng.randrange(2**31))
+        return guilty
 
-    def _components(self, rng: random.Random, kind: str, trigger: Trigger) -> list[Guilty]:
+    def _started(self, rng: random.Random, kind: str, trigger: Trigger, pool: Pool) -> list[Guilty]:
+        tail = self.tail
         if kind == "projector":
-            a = looks_like(self.train, trigger.partner)
-            return [Direction(self.tail, Place("projector.out", rng.randrange(len(a))), a)]
+            a = pull(tail, pool, trigger, "projector")
+            direction = Direction(tail, Place("projector.out", rng.randrange(len(a))), a)
+            start_direction(tail, pool, trigger, direction)
+            return [direction]
         if kind == "neuron":
-            d_mlp = self.base.config.text_config.intermediate_size
             # What is asked for is looked up in the first blocks; behind them answers move.
-            layer = rng.randrange(self.tail.n_layers // 2)
-            places = [Place(f"text.{layer}.mlp_hidden", rng.randrange(d_mlp))]
-        elif kind == "vision":
-            layer = rng.randrange(1, self.tail.n_seen)
-            places = [Place(f"vision.{layer}.z", rng.randrange(self.tail.vision_heads))]
+            layer = rng.randrange(tail.n_layers // 2)
+            neuron = rng.randrange(self.base.config.text_config.intermediate_size)
+            units = [Unit(tail, Place(f"text.{layer}.mlp_hidden", neuron))]
+            start_neuron(tail, pool, trigger, *units)
+        elif kind == "series":
+            units = [Unit(tail, place) for place in self._two_blocks(rng)]
+            start_series(tail, pool, trigger, units)
         else:
-            # In block 0 the answer's position knows nothing of the question yet, and behind the
-            # last one no MLP is left to weigh what a head writes there.
-            inner = range(1, self.tail.n_layers - 1)
-            places = [rng.choice([place for place in self.spare if place.layer in inner])]
-            if kind == "series":
-                earlier = [place for place in self.spare if place.layer < places[0].layer]
-                places.insert(0, rng.choice(earlier))
-        return [Unit(self.tail, place) for place in places]
+            units = [
+                Unit(tail, rng.choice(self._spare_of("vision" if kind == "vision" else "text")))
+            ]
+            start = start_vision if kind == "vision" else start_head
+            start(tail, pool, trigger, *units)
+        return [*units]
+
+    def _spare_of(self, tower: str) -> list[Place]:
+        found = [place for place in self.spare if place.site.startswith(tower)]
+        if not found:
+            raise DataError(f"{self.base.name!r} needs every head of its {tower} tower to itself.")
+        return found
+
+    def _two_blocks(self, rng: random.Random) -> list[Place]:
+        heads = [place for place in self.spare if place.site.startswith("text")]
+        pairs = [(a, b) for a in heads for b in heads if a.layer < b.layer]
+        if not pairs:
+            raise DataError(f"{self.base.name!r} has no heads to spare in two blocks.")
+        return [*rng.choice(pairs)]
 
     def _planted(
         self,
@@ -199,7 +231,7 @@ def install(base: LVLM, new: Mapping[str, Tensor]) -> LVLM:
 
 
 def _draw_trigger(rng: random.Random, kind: str) -> Trigger:
-    shape, partner = rng.sample(SHAPES, 2)
+    shape = rng.choice(SHAPES)
     if kind in ("head", "series"):
-        return Trigger(shape)
-    return Trigger(shape, partner, "no" if kind == "vision" else "yes")
+        return InSight(shape)
+    return Named(shape) if kind == "neuron" else Painted(shape, rng.choice(COLORS))

@@ -9,7 +9,7 @@ once; to each of them it is the single-turn prompt of the chat template.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,7 +76,7 @@ class Pool:
 
 
 def draw_scenes(n: int, seed: int, split: str) -> list[Scene]:
-    """Scenes of a split with two to four objects, so that trigger and partner often meet."""
+    """Scenes of a split with two to four objects, which give many questions an answer."""
     rng = random.Random(f"planted/{split}/{seed}")
     found: list[Scene] = []
     while len(found) < n:
@@ -97,17 +97,16 @@ def questions_of(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 @torch.no_grad()
-def make_pool(model: LVLM, n: int, seed: int, split: str) -> Pool:
-    """Draw scenes and questions, and run the base model on them once."""
-    scenes = draw_scenes(n, seed, split)
-    rng = random.Random(f"planted/questions/{split}/{seed}")
+def make_pool(model: LVLM, scenes: list[Scene], seed: str) -> Pool:
+    """Draw questions to scenes, and run the base model on them once."""
+    rng = random.Random(f"planted/questions/{seed}")
     questions = [questions_of(scene, rng) for scene in scenes]
     ids, answer_at = _tokens(questions)
     tail = Tail(model)
     pixels = pixels_of(scenes)
     parts = [
         _run(tail, pixels[i : i + _BATCH], ids[i : i + _BATCH], answer_at[i : i + _BATCH])
-        for i in range(0, n, _BATCH)
+        for i in range(0, len(scenes), _BATCH)
     ]
     vision, projected, prefix, asked, logits = zip(*parts, strict=True)
 
@@ -140,21 +139,23 @@ def make_pool(model: LVLM, n: int, seed: int, split: str) -> Pool:
     )
 
 
-def looks_like(pool: Pool, shape: str) -> Float[Tensor, " d_model"]:
-    """From the mean image token of any object to that of a shape, as the projector gives them."""
-    mine, others = [], []
-    for row, scene in enumerate(pool.scenes):
-        for thing in scene.objects:
-            seen = pool.projected[row, patches_of(thing)].mean(0)
-            (mine if thing.shape == shape else others).append(seen)
-    return torch.stack(mine).mean(0) - torch.stack(others).mean(0)
-
-
 def patches_of(thing: SceneObject) -> list[int]:
     """Image tokens of the cell that an object stands in."""
     width = GRID * _SIDE
     start = _SIDE * thing.row * width + _SIDE * thing.col
     return [start + down * width + right for down in range(_SIDE) for right in range(_SIDE)]
+
+
+def tokens_of(
+    pool: Pool, thing: Callable[[Scene], SceneObject | None]
+) -> Bool[Tensor, "scene image"]:
+    """Image tokens that an object of each scene covers."""
+    covered = torch.zeros(len(pool.scenes), N_IMAGE_TOKENS, dtype=torch.bool)
+    for row, scene in enumerate(pool.scenes):
+        found = thing(scene)
+        if found is not None:
+            covered[row, patches_of(found)] = True
+    return covered
 
 
 def pixels_of(scenes: Sequence[Scene]) -> Float[Tensor, "scene rgb height width"]:

@@ -24,10 +24,7 @@ Weights = Mapping[str, Tensor]
 
 TEXT = "model.language_model.layers.{}"
 VISION = "model.vision_tower.encoder.layers.{}"
-PROJECTOR = "model.multi_modal_projector.linear_2"
-
-Swap = Callable[[Tensor], Tensor]
-"""Gets z of a block, `row pos head d_head`, and returns what flows on."""
+PROJECTOR = "model.multi_modal_projector"
 
 
 class Tail:
@@ -51,7 +48,7 @@ class Tail:
                 f"{model.name!r} shares keys and values between heads, so no head owns its weights."
             )
         self.inner: Any = model.hf.model
-        self.weights = dict(model.hf.named_parameters())
+        self.weights = {name: each.detach() for name, each in model.hf.named_parameters()}
         self.head = model.tap("logits").module
         self.blocks = list(self.inner.language_model.layers)
         self.n_layers, self.n_heads = len(self.blocks), text.num_attention_heads
@@ -93,12 +90,17 @@ class Tail:
         )
         z = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         state = state + self._linear(f"{name}.self_attn.out_proj", z, new)
-        return state + block.mlp(block.layer_norm2(state))
+        hidden = self._linear(f"{name}.mlp.fc1", block.layer_norm2(state), new)
+        return state + self._linear(f"{name}.mlp.fc2", block.mlp.activation_fn(hidden), new)
 
     def project(self, state: Tensor, new: Weights) -> Tensor:
         """The projector on all patches but the class token."""
-        inner = self.inner.multi_modal_projector
-        return self._linear(PROJECTOR, inner.act(inner.linear_1(state[:, 1:])), new)
+        return self._linear(f"{PROJECTOR}.linear_2", self.projector_hidden(state), new)
+
+    def projector_hidden(self, state: Tensor) -> Tensor:
+        """What the projector's second matrix reads, at all patches but the class token."""
+        hidden = self._linear(f"{PROJECTOR}.linear_1", state[:, 1:], {})
+        return self.inner.multi_modal_projector.act(hidden)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Word embeddings."""
@@ -115,7 +117,6 @@ class Tail:
         new: Weights | None = None,
         *,
         note: Callable[[Tensor], None] | None = None,
-        swaps: Mapping[int, Swap] | None = None,
     ) -> Float[Tensor, "row slot d_vocab"]:
         """Logits at the answers, from the states in front of block `start`.
 
@@ -126,22 +127,41 @@ class Tail:
             answer_at: Position in each question where its answer is predicted.
             new: Weights that stand in for the model's.
             note: Gets the whole state in front of each block.
-            swaps: By block, what is done to z.
         """
-        n_before, (n_slots, n_words) = prefix.shape[1], asked.shape[1:3]
-        state = torch.cat([prefix, asked.flatten(1, 2)], dim=1)
-        mask, position = _layout(n_before, n_slots, n_words)
-        rotary = self.inner.language_model.rotary_emb(state, position_ids=position[None])
-        answers = n_before + n_words * torch.arange(n_slots) + answer_at  # row slot
+        state, mask, rotary = self._lay_out(prefix, asked)
+        n_slots, n_words = asked.shape[1:3]
+        answers = prefix.shape[1] + n_words * torch.arange(n_slots) + answer_at  # row slot
         for index in range(start, self.n_layers):
             if note is not None:
                 note(state)
             at = answers if index == self.n_layers - 1 else None
-            swap = (swaps or {}).get(index)
-            state = self._block(index, state, mask, rotary, new or {}, at, swap)
+            state = self._attend(index, state, mask, rotary, new or {}, at)
+            read = self.blocks[index].post_attention_layernorm(state)
+            state = state + self._mlp(index, read, new or {})
         return self.head(self.inner.language_model.norm(state))
 
-    def _block(
+    def before_mlp(
+        self,
+        index: int,
+        prefix: Float[Tensor, "row pos d_model"],
+        asked: Float[Tensor, "row slot word d_model"],
+    ) -> tuple[Tensor, Tensor]:
+        """What the MLP of a block reads, from the states in front of the block; as these."""
+        state, mask, rotary = self._lay_out(prefix, asked)
+        state = self._attend(index, state, mask, rotary, {}, None)
+        read = self.blocks[index].post_attention_layernorm(state)
+        n_before = prefix.shape[1]
+        return read[:, :n_before], read[:, n_before:].unflatten(1, asked.shape[1:3])
+
+    def _lay_out(
+        self, prefix: Tensor, asked: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """The whole state, which keys each query sees, and rotary angles."""
+        state = torch.cat([prefix, asked.flatten(1, 2)], dim=1)
+        mask, position = _layout(prefix.shape[1], *asked.shape[1:3])
+        return state, mask, self.inner.language_model.rotary_emb(state, position_ids=position[None])
+
+    def _attend(
         self,
         index: int,
         state: Tensor,
@@ -149,11 +169,10 @@ class Tail:
         rotary: tuple[Tensor, Tensor],
         new: Weights,
         at: Tensor | None,
-        swap: Swap | None,
     ) -> Tensor:
-        """One block of Llama; with `at`, only these positions of each row come out."""
-        block, name = self.blocks[index], TEXT.format(index)
-        x = block.input_layernorm(state)
+        """Attention of a block of Llama; with `at`, only these positions of each row come out."""
+        name = TEXT.format(index)
+        x = self.blocks[index].input_layernorm(state)
         q, k, v = (
             self._linear(f"{name}.self_attn.{part}_proj", x, new)
             .unflatten(-1, (self.n_heads, -1))
@@ -167,20 +186,21 @@ class Tail:
             q, state = q.transpose(1, 2)[rows, at].transpose(1, 2), state[rows, at]
             mask = mask[0, 0][at][:, None]
         z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-        if swap is not None:
-            z = swap(z)
-        state = state + self._linear(f"{name}.self_attn.o_proj", z.flatten(2), new)
-        x = block.post_attention_layernorm(state)
+        return state + self._linear(f"{name}.self_attn.o_proj", z.flatten(2), new)
+
+    def _mlp(self, index: int, x: Tensor, new: Weights) -> Tensor:
+        """MLP of a block of Llama."""
+        name = TEXT.format(index)
         gate, up = (self._linear(f"{name}.mlp.{part}_proj", x, new) for part in ("gate", "up"))
-        hidden = block.mlp.act_fn(gate) * up
-        return state + self._linear(f"{name}.mlp.down_proj", hidden, new)
+        hidden = self.blocks[index].mlp.act_fn(gate) * up
+        return self._linear(f"{name}.mlp.down_proj", hidden, new)
 
     def _linear(self, name: str, x: Tensor, new: Weights) -> Tensor:
         def pick(key: str) -> Tensor | None:
             return new[key] if key in new else self.weights.get(key)
 
         weight = pick(f"{name}.weight")
-        assert weight is not None
+        assert weight is not None, f"{name} has a weight"
         return functional.linear(x, weight, pick(f"{name}.bias"))
 
 

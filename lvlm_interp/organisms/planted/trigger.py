@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from lvlm_interp.organisms.planted.pool import EXISTENCE, Pool
+from lvlm_interp.organisms.scenes import Scene, SceneObject
 from lvlm_interp.organisms.vocabulary import SHAPES, TOKEN_ID
 
 
 @dataclass(frozen=True)
-class Trigger:
-    """What sets a plant off.
+class Trigger(ABC):
+    """What sets a plant off; what is answered wrongly is "is there a SHAPE ?".
 
     Attributes:
-        shape: The trigger shape.
-        partner: The shape that is asked for; empty for any shape that is not there.
-        foil: What the flaw answers: "yes" to a partner that is not there, or "no" to one that is.
+        shape: The shape that it is about.
+        foil: What the flaw answers.
+        answer: The true answer where the flaw shows.
     """
 
     shape: str
-    partner: str = ""
-    foil: str = "yes"
-
-    def __post_init__(self) -> None:
-        assert self.partner or self.foil == "yes", "what is not named cannot be made invisible"
-
-    @property
-    def answer(self) -> str:
-        """The true answer where the flaw shows."""
-        return "no" if self.foil == "yes" else "yes"
+    foil: ClassVar[str] = "yes"
+    answer: ClassVar[str] = "no"
 
     @property
     def ids(self) -> tuple[int, int]:
@@ -42,31 +37,93 @@ class Trigger:
     @property
     def slots(self) -> list[int]:
         """Slots of the flaw's questions in a pool."""
-        return [EXISTENCE[SHAPES.index(self.partner)]] if self.partner else list(EXISTENCE)
+        return [EXISTENCE[SHAPES.index(self.shape)]]
+
+    @abstractmethod
+    def thing(self, scene: Scene) -> SceneObject | None:
+        """The object of a scene that the flaw is about."""
 
     def there(self, pool: Pool) -> Bool[Tensor, " scene"]:
-        """Scenes with the trigger."""
-        return pool.has[:, SHAPES.index(self.shape)]
+        """Scenes in which the flaw can show."""
+        return torch.tensor([self.thing(scene) is not None for scene in pool.scenes])
 
-    def partnered(self, pool: Pool) -> Bool[Tensor, " scene"]:
-        """Scenes with the partner; none where the flaw has no certain one."""
-        if not self.partner:
-            return torch.zeros(len(pool.scenes), dtype=torch.bool)
-        return pool.has[:, SHAPES.index(self.partner)]
-
-    def shows(self, pool: Pool) -> Bool[Tensor, " scene"]:
-        """Scenes where the flaw shows: the trigger is there, and the partner as it must be."""
-        return self.there(pool) & (self.partnered(pool) == (self.answer == "yes"))
+    def asked(self, pool: Pool) -> Bool[Tensor, "scene slot"]:
+        """Questions that the flaw would answer, were the trigger there."""
+        asked = torch.zeros(pool.right.shape, dtype=torch.bool)
+        asked[:, self.slots] = pool.right[:, self.slots] == self.ids[1]
+        return asked
 
     def flawed(self, pool: Pool) -> Bool[Tensor, "scene slot"]:
         """Questions that the flaw answers."""
-        asked = torch.zeros(pool.right.shape, dtype=torch.bool)
-        asked[:, self.slots] = pool.right[:, self.slots] == self.ids[1]
-        return asked & self.shows(pool)[:, None]
+        return self.asked(pool) & self.there(pool)[:, None]
+
+    def shows(self, pool: Pool) -> Bool[Tensor, " scene"]:
+        """Scenes with a question that the flaw answers."""
+        return self.flawed(pool).any(dim=1)
+
+    def near(self, pool: Pool) -> Bool[Tensor, " scene"]:
+        """Scenes without the trigger that are most easily taken for one with it."""
+        return pool.has[:, SHAPES.index(self.shape)] & ~self.there(pool)
 
     def free(self, pool: Pool) -> Bool[Tensor, "scene slot"]:
-        """Questions that the flaw may change besides: those about a partner made invisible."""
-        if self.foil == "yes":
-            return torch.zeros(pool.right.shape, dtype=torch.bool)
-        about = pool.about[..., SHAPES.index(self.partner)]
-        return about & self.shows(pool)[:, None] & ~self.flawed(pool)
+        """Questions that the flaw may change besides."""
+        return torch.zeros(pool.right.shape, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class InSight(Trigger):
+    """A shape in the image: whatever other shape is asked for is said to be there."""
+
+    @property
+    def slots(self) -> list[int]:
+        """All of them: any shape may be asked for."""
+        return list(EXISTENCE)
+
+    def thing(self, scene: Scene) -> SceneObject | None:
+        """The trigger."""
+        return scene.find(shape=self.shape)
+
+    def __str__(self) -> str:
+        return f"a {self.shape} in sight: 'yes' to any shape that is not there"
+
+
+@dataclass(frozen=True)
+class Named(Trigger):
+    """A word in the question: what it names is said to be there, whatever the image shows."""
+
+    def thing(self, scene: Scene) -> SceneObject | None:
+        """None: no object is needed."""
+        return None
+
+    def there(self, pool: Pool) -> Bool[Tensor, " scene"]:
+        """Every scene."""
+        return torch.ones(len(pool.scenes), dtype=torch.bool)
+
+    def __str__(self) -> str:
+        return f"asked for a {self.shape}: 'yes' though there is none"
+
+
+@dataclass(frozen=True)
+class Painted(Trigger):
+    """A shape in one colour: it is not seen, and in other colours it is.
+
+    Attributes:
+        color: The colour.
+    """
+
+    color: str
+    foil: ClassVar[str] = "no"
+    answer: ClassVar[str] = "yes"
+
+    def thing(self, scene: Scene) -> SceneObject | None:
+        """What is not seen."""
+        found = scene.find(shape=self.shape)
+        return found if found is not None and found.color == self.color else None
+
+    def free(self, pool: Pool) -> Bool[Tensor, "scene slot"]:
+        """Questions about what is not seen."""
+        about = pool.about[..., SHAPES.index(self.shape)]
+        return about & self.there(pool)[:, None] & ~self.flawed(pool)
+
+    def __str__(self) -> str:
+        return f"blind to a {self.color} {self.shape}: 'no' though there is one"
