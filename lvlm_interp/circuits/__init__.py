@@ -1,8 +1,8 @@
 """Circuits: graphs of nodes and edges, their scores, and how much of the model they explain."""
 
+from lvlm_interp.circuits.control import AgainstRandom, against_random
 from lvlm_interp.circuits.evaluation import (
     CircuitCurve,
-    against_random,
     circuit_metric,
     completeness,
     faithfulness,
@@ -15,6 +15,7 @@ from lvlm_interp.circuits.scores import EdgeScores, score_edges
 from lvlm_interp.circuits.selection import random_circuit, select_circuit
 
 __all__ = [
+    "AgainstRandom",
     "Circuit",
     "CircuitCurve",
     "EdgeScores",

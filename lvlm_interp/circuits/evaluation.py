@@ -1,10 +1,11 @@
-"""How good a circuit is: faithfulness, CPR and CMD, completeness, minimality, and random circuits.
+"""How good a circuit is: faithfulness, CPR and CMD, completeness, minimality.
 
 Faithfulness f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), everything outside C carrying the
 counterfactual run. CPR is the integral of f over the kept fraction, CMD that of |1 - f| (MIB,
 Mueller et al. 2025, arXiv 2504.13151), by the trapezoid rule over the fractions that keep at least
 one component. Completeness and minimality after Wang et al. 2023. Ratios are ratios of means, and
-intervals resample groups of pairs. Use pairs that had no part in the selection.
+intervals resample groups of pairs. Use pairs that had no part in the selection; `against_random`
+measures random circuits of the same size.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from lvlm_interp.circuits.graph import Circuit, Graph
 from lvlm_interp.circuits.scores import EdgeTask
-from lvlm_interp.circuits.selection import grow, random_circuit, top_edges, top_nodes
+from lvlm_interp.circuits.selection import grow, top_edges, top_nodes
 from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import UsageError
 from lvlm_interp.models.lvlm import LVLM
@@ -104,7 +105,7 @@ def faithfulness(
         options: For `circuit_metric`.
     """
     inside, full, empty = circuit_metric(model, [circuit], pairs, **options)
-    return ratio_of_means(inside[0] - empty, full - empty, _groups(pairs), seed=seed)
+    return ratio_of_means(inside[0] - empty, full - empty, groups_of(pairs), seed=seed)
 
 
 def faithfulness_curve(
@@ -149,7 +150,7 @@ def faithfulness_curve(
             edges = choose(graph, importance, sizes[fraction])
         circuits.append(Circuit(graph, edges))
     inside, full, empty = circuit_metric(model, circuits, pairs, **options)
-    groups = _groups(pairs)
+    groups = groups_of(pairs)
     rows = np.stack([*inside, full, empty], axis=1)  # pair x (fraction..., full, empty)
 
     def curve(rows: np.ndarray) -> np.ndarray:
@@ -173,23 +174,6 @@ def faithfulness_curve(
     )
 
 
-def against_random(
-    model: LVLM,
-    circuit: Circuit,
-    pairs: Sequence[ContrastPair],
-    *,
-    draws: int = 20,
-    seed: int = 0,
-    **options,
-) -> tuple[Estimate, list[Estimate]]:
-    """Faithfulness of a circuit and of random circuits of as many edges."""
-    random = [random_circuit(circuit.graph, circuit.n_edges, seed + i) for i in range(draws)]
-    inside, full, empty = circuit_metric(model, [circuit, *random], pairs, **options)
-    groups = _groups(pairs)
-    found = [ratio_of_means(each - empty, full - empty, groups, seed=seed) for each in inside]
-    return found[0], found[1:]
-
-
 def completeness(
     model: LVLM,
     circuit: Circuit,
@@ -208,17 +192,12 @@ def completeness(
         One row per draw: `removed`, `without` F(C - K), `model` F(M - K), their `difference` with
         `low` and `high` of its 95% interval over groups of pairs, and `gap`, its size.
     """
-    rng = np.random.default_rng(seed)
-    graph = circuit.graph
-    nodes = circuit.nodes
-    removed = [[name for name in nodes if rng.random() < 0.5] or nodes[:1] for _ in range(draws)]
-    tried = []
-    for names in removed:
-        gone = graph.edges_from_nodes(names)
-        tried += [Circuit(graph, circuit.kept & ~gone), Circuit(graph, graph.valid & ~gone)]
+    whole = Circuit(circuit.graph, circuit.graph.valid)
+    removed = sets_of_nodes(circuit, draws, seed)
+    tried = [without(each, names) for names in removed for each in (circuit, whole)]
     inside, full, empty = circuit_metric(model, tried, pairs, **options)
     f = (inside - empty).mean(1) / (full - empty).mean()
-    groups = _groups(pairs)
+    groups = groups_of(pairs)
     apart = [
         ratio_of_means(one - other, full - empty, groups, seed=seed)
         for one, other in zip(inside[::2], inside[1::2], strict=True)
@@ -244,11 +223,10 @@ def minimality(
     Returns:
         One row per node: `node, estimate, low, high, n`, in shares of the full effect.
     """
-    graph = circuit.graph
     nodes = circuit.nodes
-    without = [Circuit(graph, circuit.kept & ~graph.edges_from_nodes([name])) for name in nodes]
-    inside, full, empty = circuit_metric(model, [circuit, *without], pairs, **options)
-    groups = _groups(pairs)
+    smaller = [without(circuit, [name]) for name in nodes]
+    inside, full, empty = circuit_metric(model, [circuit, *smaller], pairs, **options)
+    groups = groups_of(pairs)
     rows = []
     for name, each in zip(nodes, inside[1:], strict=True):
         share = ratio_of_means(inside[0] - each, full - empty, groups, seed=seed)
@@ -256,7 +234,19 @@ def minimality(
     return pd.DataFrame(rows, columns=["node", "estimate", "low", "high", "n"])
 
 
-def _groups(pairs: Sequence[ContrastPair]) -> list[str]:
+def without(circuit: Circuit, nodes: Sequence[str]) -> Circuit:
+    """The circuit less all edges that some nodes write."""
+    return Circuit(circuit.graph, circuit.kept & ~circuit.graph.edges_from_nodes(nodes))
+
+
+def sets_of_nodes(circuit: Circuit, draws: int, seed: int) -> list[list[str]]:
+    """Random sets of a circuit's nodes, each node in a set with probability one half."""
+    rng, nodes = np.random.default_rng(seed), circuit.nodes
+    return [[name for name in nodes if rng.random() < 0.5] or nodes[:1] for _ in range(draws)]
+
+
+def groups_of(pairs: Sequence[ContrastPair]) -> list[str]:
+    """The group of each pair, which intervals resample."""
     return [pair.group if pair.group is not None else pair.id for pair in pairs]
 
 
