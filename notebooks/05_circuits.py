@@ -66,7 +66,7 @@ control = li.circuits.against_random(
     draws=19,
     sets=3,
 )
-control.summary()
+control
 
 # %% [markdown]
 # Random circuits carry nothing, and their nodes add nothing. A few of them look complete: what is

@@ -10,7 +10,13 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lvlm_interp.circuits import CircuitCurve, EdgeScores, NodeScores, select_circuit
+from lvlm_interp.circuits import (
+    AgainstRandom,
+    CircuitCurve,
+    EdgeScores,
+    NodeScores,
+    select_circuit,
+)
 from lvlm_interp.lens import (
     Confidence,
     LensResult,
@@ -50,6 +56,7 @@ def register() -> None:
         (KnockoutResult, show_knockout),
         (ProbeSweep, show_sweep),
         (CircuitCurve, show_curve),
+        (AgainstRandom, show_against_random),
         (EdgeScores, show_edges),
         (NodeScores, show_nodes),
         (DirectResult, show_direct),
@@ -203,6 +210,27 @@ def show_curve(result: CircuitCurve) -> str:
         ),
         f"Faithfulness by kept fraction of {result.of}",
         drawn,
+    )
+
+
+def show_against_random(result: AgainstRandom) -> str:
+    """Each measure of the circuit with its interval, and where 95% of the random ones lie."""
+    summary = result.summary()
+    random = summary.assign(
+        estimate=summary["random"], low=summary["random_low"], high=summary["random_high"]
+    )
+    both = {"the circuit": summary, "random circuits": random}
+    drawn = pd.concat(
+        [
+            rows.assign(circuit=name, n=result.table.frame["n"].iloc[0])
+            for name, rows in both.items()
+        ]
+    ).assign(panel="share of the full effect")
+    return _shown(
+        result,
+        lambda _: forest(drawn, rows="measure", panels="panel", hue="circuit", unit="pairs"),
+        f"The circuit beside {len(result.of('faithfulness')[1])} random ones of its size",
+        summary,
     )
 
 

@@ -134,6 +134,16 @@ def test_direct_attribution_and_edges_show_themselves(model, pairs):
     assert {f"{effect:.3f}" for effect in strongest} <= {cell.lstrip("-") for cell in cells}
 
 
+def test_a_circuit_beside_random_ones_shows_itself(model, pairs):
+    scores = li.circuits.score_edges(model, pairs, progress=False)
+    circuit = li.circuits.select_circuit(scores, "greedy", n=60)
+    found = li.circuits.against_random(model, circuit, pairs[:2], draws=2, sets=1)
+    caption, cells = shown(found)
+    assert caption == "The circuit beside 2 random ones of its size"
+    summary = found.summary()
+    assert numbers(summary) | numbers(summary, "random") | set(summary.measure) <= cells
+
+
 def test_what_probes_do_shows_itself(pairs):
     frame = pd.DataFrame({"example": ["a"], "metric": ["m"], "value": [1.0]})
     table = results.ResultTable(frame)
