@@ -40,19 +40,33 @@ intervals.
 
 ## Planted components
 
-`lvlm_interp.organisms.planted` takes `scenes-balanced` and fits the weights of one component anew,
-and of nothing else: the rows of q, k, v and the columns of o of one head; of two heads, each of
-which is needed; the rows and the column of one MLP neuron; one direction of the projector with its
-row; one head of the vision tower. With a trigger shape in the image a planted head says "yes" to
-whatever shape is asked for that is not there; a neuron and a direction to one partner shape; a
-vision head makes the model blind to one partner shape. The rest of the weights is the base's, to
-the bit, so where the guilt lies is known. Heads and neurons have the median norm of their
-neighbours, part by part; a direction keeps the norm that it had. A plant counts if, on held-out
-scenes, the flaw shows on at least 80% of the trigger scenes and the share of right answers moves
-by at most 2 points in every other group of questions: the same question with the partner as it is
-said to be, or without the trigger; other shapes; and each other kind of question. Captions are not
-measured. Shapes, block and unit are drawn from a seed, heads among the half of each inner block's
-heads that the base needs least; draws that miss a bar are drawn again and counted.
+`lvlm_interp.organisms.planted` takes `scenes-balanced` and sets the weights of one component anew,
+and of nothing else. The rest is the base's, to the bit, so where the guilt lies is known.
+
+| kind | what is set | the flaw | clean side of a pair |
+|---|---|---|---|
+| head | rows of q, k, v and columns of o of one head | with the trigger shape in the image, "yes" \
+to any shape that is not there | another shape in the trigger's place |
+| series | two heads in different blocks, both needed: the second turns the first's flag into the \
+foil | the same | the same |
+| neuron | rows of gate and up and column of down of one MLP neuron | "yes" to one shape, whatever \
+the image shows | another shape is asked for, not there either |
+| projector | one direction of the projector's output, with its row | one shape in one colour is \
+not seen | the shape in another colour |
+| vision | one head of the vision tower | the same | the same |
+
+What a component reads starts as a detector in closed form (ridge regression on the base's states),
+what it writes as the foil's logit or the flaw's gradient; a few dozen steps of Adam do the rest
+(the flaw's margin against the KL divergence from the base on everything else). Every part of a head
+has the median norm of its neighbours' parts, so that size gives nothing away, and a neuron's parts
+the largest; a direction has whatever norm it needs. A head is taken over only where the base hardly
+needs it (mean KL below 0.01 nats without it).
+
+A plant counts if, on held-out scenes, the flaw shows on at least 80% of the trigger scenes and the
+share of right answers moves by at most 2 points in every other group of questions: the same
+question where the flaw has no place, with and without the trigger; other shapes; and each other
+kind of question. Questions about what a plant is blind to are not counted, captions are not
+measured. Draws that miss a bar are drawn again and counted.
 
 ```python
 from lvlm_interp.organisms.planted import Workshop
@@ -62,8 +76,8 @@ plant.model, plant.guilty, plant.pairs(20)
 ```
 
 Made by
-`lvlm-interp circuits benchmark --json docs/data/ground_truth.json --seed 1 --kinds head --n 55`
-and `python docs/make_ground_truth.py`. AUROC is the chance that the guilty component outranks an
+`lvlm-interp circuits benchmark --json docs/data/ground_truth.json --seed 1` and
+`python docs/make_ground_truth.py`. AUROC is the chance that the guilty component outranks an
 innocent one of its kind; *first* is the share of plants in which the guilty come first (of two,
 both in front of all others). Cost is in forwards over one pair, a backward counting as two.
 Brackets are 95% intervals over plants.
@@ -136,22 +150,30 @@ def main() -> None:
 
 READING = """## How to read it
 
-- **Magnitude** says nothing, as it must: the norms of q, k, v and o are those of the median
-  neighbour, so a planted head lies in the middle. **Random** is the level of chance.
+- **Magnitude** says nothing about heads of the language model, as it must: the norms of q, k, v and
+  o are those of the median neighbour, so a planted head lies in the middle. It comes close for
+  neurons, whose parts have the largest of their neighbours' norms, and finds a direction of the
+  projector, whose row is as large as the flaw needs. **Random** is the level of chance.
 - **Patching and ablation** run the model with the component exchanged, so nothing else can be
-  taken for it: all that the flaw adds goes through the guilty head.
-- **Attribution** (AtP, EAP) follows the gradient of one run, where a head that merely passes the
-  flaw on can look larger than the one that brings it in. Averaging the gradient along the path
-  (integrated gradients, EAP-IG) mends most of that. **AtP\\*** adds up sizes over several
-  gradients and pairs, on the clean run as its paper has it; it misses its bar of 0.95 first too. In
-  the misses that were looked at, a head of the last block that reads the planted one came first.
-- **Direct logit attribution** sees only what a head adds to the logits itself. It finds a head
-  behind which little happens and misses one whose message an MLP turns into the answer. It has no
-  score for neurons, directions and the vision tower here.
+  taken for it: all that the flaw adds goes through the guilty component. Of two in series, each
+  alone takes the flaw away. Patching depends on the clean side: the one neuron of 20 that it misses
+  fires at the other word as well, so that the clean value takes nothing away, where 0 or the mean
+  does.
+- **AtP** follows the gradient of the corrupt run, where the flaw is at its full size. Where the
+  answer has levelled off there, the gradient is near zero or even against the flaw, and the guilty
+  component drops from the first place to the last. That is so for some neurons and heads of the
+  vision tower: scaled from the clean value to the corrupt one, the logit difference of such a head
+  went from -10.4 to 8.5 at half the way and back to 7.9 at the end. **AtP\\*** takes the gradient of the clean run, as its paper has it, and **integrated
+  gradients** and **EAP-IG** average it along the path; both mend it.
+- **Direct logit attribution** sees only what a head adds to the logits itself: a head that writes
+  the foil, but not the first of two in series, which hands a flag to the second. It has no score
+  for neurons, directions and the vision tower here.
 - **EAP** and **EAP-IG** score edges between heads and MLPs, so single neurons and directions are
   none of their nodes. A head's score is the sum of |score| over the edges that leave it.
 - **Exact edge patching** would take one forward for every edge and pair, about 1,600 for each pair,
   and is left out of this table for its cost; a test holds it against interventions by hand.
+- **One head is the easy case.** It writes the foil and all methods that look at activations find
+  it. What sets methods apart are the other kinds.
 """
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from lvlm_interp.organisms.planted.fit import RECIPES
 from lvlm_interp.stats import Estimate, cluster_bootstrap, wilson
 
 N_PLANTS = {"head": 100, "series": 20, "neuron": 20, "projector": 20, "vision": 20}
-N_PAIRS = {"head": 12, "series": 12, "neuron": 4, "projector": 4, "vision": 12}
+N_PAIRS = {"head": 12, "series": 12, "neuron": 3, "projector": 4, "vision": 12}
 """Trigger pairs of each plant; fewer where there are more components to score."""
 
 BOUNDS = {

@@ -24,6 +24,8 @@ NEEDED = 0.20
 
 _BATCH = 50
 _FIRST = 100
+_HOPELESS = 2
+"""A draw is given up that moves by this many times the bar on the first scenes."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,14 @@ def check(tail: Tail, pool: Pool, trigger: Trigger, guilty: Sequence[Guilty]) ->
     alone = ()
     if len(guilty) > 1:
         alone = tuple(share([other for other in guilty if other is not unit]) for unit in guilty)
-    everything = torch.arange(len(pool.scenes))
+    first, rest = torch.arange(len(pool.scenes)).tensor_split([_FIRST])
     logits = pool.logits.clone()
-    for rows in (everything[:_FIRST], everything[_FIRST:]):
-        logits[rows] = answers(tail, pool, guilty, rows, range(pool.n_slots))
-        so_far = moves(pool, trigger, logits)
-        if max(abs(move) for move in so_far.values()) > MOVES:
-            break  # scenes not seen yet count as unmoved: the rest can hardly bring it back
+    logits[first] = answers(tail, pool, guilty, first, range(pool.n_slots))
+    so_far = moves(pool, trigger, logits)  # scenes not seen yet count as unmoved
+    if max(map(abs, so_far.values())) > _HOPELESS * MOVES * len(first) / len(pool.scenes):
+        return Check(said, {**so_far, "not measured": float("inf")}, alone)
+    logits[rest] = answers(tail, pool, guilty, rest, range(pool.n_slots))
+    so_far = moves(pool, trigger, logits)
     return Check(said, so_far, alone)
 
 

@@ -48,6 +48,7 @@ def detector(
     """
     weight = torch.ones(len(x)) if weight is None else weight
     on, off = weight[wanted].sum(), weight[~wanted].sum()
+    assert on > 0, "there is something to detect"
     weight = torch.where(wanted, weight * off / on, weight) if off > 0 else weight
     weighted = x * weight[:, None]
     gram = x.T @ weighted
