@@ -163,8 +163,9 @@ READING = """## How to read it
   answer has levelled off there, the gradient is near zero or even against the flaw, and the guilty
   component drops from the first place to the last. That is so for some neurons and heads of the
   vision tower: scaled from the clean value to the corrupt one, the logit difference of such a head
-  went from -10.4 to 8.5 at half the way and back to 7.9 at the end. **AtP\\*** takes the gradient of the clean run, as its paper has it, and **integrated
-  gradients** and **EAP-IG** average it along the path; both mend it.
+  went from -10.4 to 8.5 at half the way and back to 7.9 at the end. **AtP\\*** takes the gradient
+  of the clean run, as its paper has it; **integrated gradients** and **EAP-IG** average it along
+  the path. All of them mend it.
 - **Direct logit attribution** sees only what a head adds to the logits itself: a head that writes
   the foil, but not the first of two in series, which hands a flag to the second. It has no score
   for neurons, directions and the vision tower here.
