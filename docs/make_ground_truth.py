@@ -156,14 +156,13 @@ READING = """## How to read it
   projector, whose row is as large as the flaw needs. **Random** is the level of chance.
 - **Patching and ablation** run the model with the component exchanged, so nothing else can be
   taken for it: all that the flaw adds goes through the guilty component. Of two in series, each
-  alone takes the flaw away. Patching depends on the clean side: the one neuron of 20 that it misses
-  fires at the other word as well, so that the clean value takes nothing away, where 0 or the mean
-  does.
+  alone takes the flaw away. Patching depends on the clean side: a neuron that fires at the clean
+  word as well is missed, for its clean value takes nothing away, where 0 or the mean does.
 - **AtP** follows the gradient of the corrupt run, where the flaw is at its full size. Where the
   answer has levelled off there, the gradient is near zero or even against the flaw, and the guilty
   component drops from the first place to the last. That is so for some neurons and heads of the
-  vision tower: scaled from the clean value to the corrupt one, the logit difference of such a head
-  went from -10.4 to 8.5 at half the way and back to 7.9 at the end. **AtP\\*** takes the gradient
+  vision tower; `tests/circuits/test_truth.py` holds one, whose flaw is stronger at three quarters
+  of the way from the clean value to the corrupt one than at the end. **AtP\\*** takes the gradient
   of the clean run, as its paper has it; **integrated gradients** and **EAP-IG** average it along
   the path. All of them mend it.
 - **Direct logit attribution** sees only what a head adds to the logits itself: a head that writes

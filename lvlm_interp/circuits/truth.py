@@ -117,7 +117,8 @@ def _fingerprint(workshop: Workshop) -> str:
     weights = b"".join(
         value.detach().contiguous().numpy().tobytes() for value in workshop.tail.weights.values()
     )
-    settings = repr((workshop.n_train, workshop.n_check, N_PAIRS, list(METHODS), RECIPES))
+    sizes = (workshop.n_train, workshop.n_focused, workshop.n_check)
+    settings = repr((sizes, N_PAIRS, list(METHODS), RECIPES))
     return sha256_bytes(weights + settings.encode())[:12]
 
 

@@ -12,7 +12,7 @@ from lvlm_interp.circuits.localisers import Case, components, methods_for
 from lvlm_interp.circuits.truth import Job, hits, rows_of, run
 from lvlm_interp.errors import UsageError
 from lvlm_interp.models.loading import load_model
-from lvlm_interp.organisms.planted import KINDS, Check, InSight, Place, Planted
+from lvlm_interp.organisms.planted import KINDS, Check, InSight, Place, Planted, Workshop
 from lvlm_interp.patching import activation_patch, attribution_patch
 
 TRIGGER = InSight("star")
@@ -146,6 +146,39 @@ def test_neurons_and_directions_are_counted(base, basis):
     rows = [mlp.gate_proj.weight[7], mlp.up_proj.weight[7], mlp.down_proj.weight[:, 7]]
     assert norm == pytest.approx(torch.cat(rows).norm().item(), rel=1e-5)
     assert "EAP" not in methods_for("neuron")
+
+
+@pytest.mark.slow
+def test_attribution_misses_a_head_whose_flaw_has_levelled_off():
+    """What the page on ground truth says of AtP, on one of the plants of its table."""
+    plant = Workshop.of().draw("vision", 100_002)
+    case = Case.of(plant, 12, plant.seed)
+    model, (place,) = plant.model, plant.guilty
+    clean, corrupt = (
+        model.prepare([getattr(pair, side) for pair in case.pairs]) for side in ("clean", "corrupt")
+    )
+    foil, answer = (model.answer_id(word) for word in (plant.trigger.foil, plant.trigger.answer))
+    with torch.no_grad(), model.record([place.site]) as cache:
+        model.last_logits(clean)
+    mine = cache[place.site][:, :, place.unit]
+
+    def flaw(share):
+        def towards(z):
+            new = z.clone()
+            new[:, :, place.unit] = mine + share * (z[:, :, place.unit] - mine)
+            return new
+
+        with torch.no_grad(), model.edit({place.site: towards}):
+            logits = model.last_logits(corrupt)
+        return float((logits[:, foil] - logits[:, answer]).mean())
+
+    assert flaw(0.75) > flaw(1.0) > 0 > flaw(0.0)
+    ranks = {
+        name: hits(localisers.METHODS[name](case).scores, case.guilty)["rank"]
+        for name in ("AtP", "AtP*", "integrated gradients", "activation patching")
+    }
+    assert ranks.pop("AtP") == len(case.places)
+    assert set(ranks.values()) == {1.0}
 
 
 @pytest.fixture

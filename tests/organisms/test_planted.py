@@ -16,8 +16,9 @@ from lvlm_interp.organisms.planted import (
     Workshop,
     trigger_pairs,
 )
+from lvlm_interp.organisms.planted import check as check_module
 from lvlm_interp.organisms.planted import generator as generator_module
-from lvlm_interp.organisms.planted.check import Check, answers, moves
+from lvlm_interp.organisms.planted.check import Check, answers, check, moves
 from lvlm_interp.organisms.planted.components import Direction, Unit
 from lvlm_interp.organisms.planted.fit import Recipe, fit, joint
 from lvlm_interp.organisms.planted.generator import install
@@ -328,6 +329,27 @@ def test_moves_are_the_change_of_the_share_that_is_right(workshop):
     assert Check(0.8, {"a": 0.02}).passed
     assert not Check(0.79, {"a": 0.0}).passed
     assert not Check(1.0, {"a": 0.0}, (0.1, 0.5)).passed
+
+
+def test_a_check_measures_small_pools_and_gives_up_what_moves_too_far(workshop, monkeypatch):
+    monkeypatch.setattr(check_module, "SHOWS", 0.0)
+    tail, pool = workshop.tail, workshop.held_out
+    idle = unit_at(workshop, "text.2.z")
+    with torch.no_grad():
+        idle.values[-1].zero_()
+    with monkeypatch.context() as patient:
+        patient.setattr(check_module, "_HOPELESS", float("inf"))
+        found = check(tail, pool, TRIGGER, [idle])
+    assert found.moves == moves(
+        pool,
+        TRIGGER,
+        answers(tail, pool, [idle], torch.arange(len(pool.scenes)), range(pool.n_slots)),
+    )
+    broken = unit_at(workshop, "text.1.z")
+    with torch.no_grad():
+        broken.values[-1].mul_(50.0)
+    assert not check(tail, pool, TRIGGER, [broken]).passed
+    assert check(tail, pool, TRIGGER, [broken]).moves["not measured"] == float("inf")
 
 
 def test_a_fit_moves_the_flaw_and_is_a_function_of_its_seed(workshop):

@@ -72,8 +72,9 @@ def check(tail: Tail, pool: Pool, trigger: Trigger, guilty: Sequence[Guilty]) ->
     so_far = moves(pool, trigger, logits)  # scenes not seen yet count as unmoved
     if max(map(abs, so_far.values())) > _HOPELESS * MOVES * len(first) / len(pool.scenes):
         return Check(said, {**so_far, "not measured": float("inf")}, alone)
-    logits[rest] = answers(tail, pool, guilty, rest, range(pool.n_slots))
-    so_far = moves(pool, trigger, logits)
+    if len(rest):
+        logits[rest] = answers(tail, pool, guilty, rest, range(pool.n_slots))
+        so_far = moves(pool, trigger, logits)
     return Check(said, so_far, alone)
 
 

@@ -186,15 +186,8 @@ def start_series(tail: Tail, pool: Pool, trigger: Trigger, units: Sequence[Unit]
     _watch(pool, trigger, first, before_attention(tail, pool, first.place.layer), flag)
     everywhere = torch.ones(pool.right.shape, dtype=torch.bool)
     itself = later.answering(everywhere, ~everywhere)
-    aim(
-        second,
-        query=_query(pool, trigger, later),
-        key=itself,
-        always=_always(later),
-        sink=later.covered(_first_token(later)),
-        value=flag,
-        out=foil_direction(tail, trigger),
-    )
+    out = foil_direction(tail, trigger)
+    _look(pool, trigger, second, later, key=itself, value=flag, out=out)
 
 
 @torch.no_grad()
@@ -271,15 +264,30 @@ def aim(
 
 
 def _watch(pool: Pool, trigger: Trigger, unit: Unit, states: States, out: Tensor) -> None:
+    """From the flaw's questions, look at the trigger, and write where it is there."""
     covered = torch.nn.functional.pad(tokens_of(pool, trigger.thing), (len(PREFIX), 0))
-    trigger_here = states.covered(covered)
+    here = states.covered(covered)
+    _look(pool, trigger, unit, states, key=here, value=here, out=out)
+
+
+def _look(
+    pool: Pool,
+    trigger: Trigger,
+    unit: Unit,
+    states: States,
+    *,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+) -> None:
+    """Aim a head of the language model from the flaw's questions."""
     aim(
         unit,
         query=_query(pool, trigger, states),
-        key=trigger_here,
+        key=key,
         always=_always(states),
         sink=states.covered(_first_token(states)),
-        value=trigger_here,
+        value=value,
         out=out,
     )
 
