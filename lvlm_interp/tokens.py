@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from lvlm_interp.errors import InputError
 
 KINDS = ("pad", "special", "text", "image", "separator", "query")
-"""`separator`: a row or tile mark inside an image span; `query`: a learned query token, which
-stands for the whole image and for no place in it."""
+"""`separator`: a row or tile mark inside an image span; `query`: a learned query, class or register
+token, which stands for the whole image and for no place in it."""
 
 ROLES = (
     "object",

@@ -65,7 +65,7 @@ def load_model(
         )
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _load(AutoConfig, source, path_or_id, options)
-    known = None if family == "auto" else _named(family) or family_of(config)
+    known = None if family == "auto" else _named(family, config) or family_of(config)
     processor = _loaded(
         lambda: load_processor(source, config, options), source=source, given=path_or_id
     )
@@ -101,11 +101,11 @@ def wrap(hf_model: Any, processor: Any = None, *, family: str | None = None) -> 
         model = LVLM(hf_model, processor, auto.detect(hf_model))
         self_check(model)
         return model
-    return LVLM(hf_model, processor, _named(family) or family_of(hf_model.config))
+    return LVLM(hf_model, processor, _named(family, hf_model.config) or family_of(hf_model.config))
 
 
-def _named(name: str | None) -> Family | None:
-    """A family by its name.
+def _named(name: str | None, config: Any) -> Family | None:
+    """A family by its name, as it holds for a configuration.
 
     Raises:
         UsageError: There is no such family.
@@ -114,7 +114,7 @@ def _named(name: str | None) -> Family | None:
         return None
     for family in FAMILIES:
         if family.name == name:
-            return family
+            return family if family.variant is None else family.variant(config)
     raise UsageError(
         f"There is no family {name!r}: expected 'auto' or one of "
         f"{', '.join(family.name for family in FAMILIES)}."

@@ -320,12 +320,22 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 def build(name: str, seed: int = 0) -> Any:
     """A tiny model in evaluation mode, with weights large enough for every path to matter."""
     torch.manual_seed(seed)
-    model = BUILDERS[name]()
+    model = _stirred(BUILDERS[name]())
+    model.generation_config = hf.GenerationConfig(**SPECIALS, do_sample=False)
+    return model.eval()
+
+
+def randomised(kind: Any, config: Any) -> Any:
+    """A model of a class and a configuration, in the same way."""
+    torch.manual_seed(0)
+    return _stirred(kind(config)).eval()
+
+
+def _stirred(model: Any) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             _randomise(parameter)
-    model.generation_config = hf.GenerationConfig(**SPECIALS, do_sample=False)
-    return model.eval()
+    return model
 
 
 def _randomise(parameter: nn.Parameter) -> None:

@@ -129,6 +129,12 @@ def joined(parts: Sequence[ImageLayout]) -> ImageLayout:
     )
 
 
+def taken(layout: ImageLayout, at: np.ndarray | slice) -> ImageLayout:
+    """Some of an image's tokens."""
+    fields = ("kind", "row", "col", "tile", "box")
+    return replace(layout, **{name: getattr(layout, name)[at] for name in fields})
+
+
 def without_boxes(layout: ImageLayout, note: str) -> ImageLayout:
     """The same tokens where only their order is known, not their place."""
     return replace(layout, box=np.full_like(layout.box, np.nan), note=note)

@@ -1,12 +1,22 @@
-"""LLaVA: CLIP vision tower, MLP projector, patch tokens merged into the prompt."""
+"""LLaVA: a vision tower of any kind, MLP projector, patch tokens merged into the prompt."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lvlm_interp.models.families.geometry import grid_layout, placement, random_pixels
+from lvlm_interp.models.families.blocks import vision_kind, with_vision
+from lvlm_interp.models.families.geometry import (
+    grid_layout,
+    joined,
+    placement,
+    random_pixels,
+    taken,
+    tokens_without_place,
+)
 from lvlm_interp.models.family import CLIP_BLOCK, Family, ImageContext, Tower
 from lvlm_interp.tokens import ImageLayout
+
+LEADING = "the first tokens of an image are the tower's class and register tokens"
 
 
 def n_read(config: Any, n_layers: int) -> int:
@@ -18,15 +28,27 @@ def n_read(config: Any, n_layers: int) -> int:
 
 
 def layout(context: ImageContext) -> list[ImageLayout]:
-    """One token per patch, row by row; the class token is dropped by the model."""
+    """One token per patch, row by row, behind the class and register tokens that are kept."""
     vision = context.config.vision_config
     height, width = context.tensors["pixel_values"].shape[-2:]
     rows, cols = height // vision.patch_size, width // vision.patch_size
     canvas = (width, height)
     return [
-        grid_layout(rows, cols, canvas, placement(context.image_processor, size, canvas), size)
+        _with_leading(
+            context.config,
+            grid_layout(rows, cols, canvas, placement(context.image_processor, size, canvas), size),
+        )
         for size in context.sizes
     ]
+
+
+def _with_leading(config: Any, patches: ImageLayout) -> ImageLayout:
+    """With `default` the model drops the first token, whatever it is; with `full` it keeps all."""
+    leading = vision_kind(config).leading(config.vision_config)
+    kept = leading - (config.vision_feature_select_strategy == "default")
+    if kept > 0:
+        return joined([tokens_without_place(kept, "query", LEADING), patches])
+    return patches if kept == 0 else taken(patches, slice(1, None))
 
 
 def pixels(config: Any) -> dict[str, Any]:
@@ -46,5 +68,7 @@ FAMILY = Family(
     towers=(VISION, TEXT),
     layout=layout,
     pixels=pixels,
-    special="reads the last but one vision block by default; the class token is dropped",
+    variant=lambda config: with_vision(FAMILY, config),
+    special="reads the last but one vision block by default; the class token is dropped; the "
+    "vision tower is CLIP, SigLIP, ViT, DINOv2 (with registers) or DINOv3",
 )

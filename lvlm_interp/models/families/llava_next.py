@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import select_best_resolution
 
+from lvlm_interp.models.families.blocks import with_vision
 from lvlm_interp.models.families.geometry import (
     Placement,
     Size,
@@ -17,6 +18,7 @@ from lvlm_interp.models.families.geometry import (
     joined,
     random_pixels,
     stretched,
+    taken,
     tokens_without_place,
 )
 from lvlm_interp.models.families.llava import TEXT, VISION
@@ -59,9 +61,7 @@ def _unpadded(config: Any, size: Size, side: int, per_side: int) -> ImageLayout:
     whole = grid_layout(rows, cols, (width, height), _padded(size, (width, height)), size, tile=1)
     keep = (whole.row >= cut_y) & (whole.row < rows - cut_y)
     keep &= (whole.col >= cut_x) & (whole.col < cols - cut_x)
-    kept = ImageLayout(
-        *(getattr(whole, name)[keep] for name in ("kind", "row", "col", "tile", "box"))
-    )
+    kept = taken(whole, keep)
     kept = replace(kept, row=kept.row - cut_y, col=kept.col - cut_x)
     return _with_newlines(_thinned(config, kept, per_side))
 
@@ -120,11 +120,9 @@ def _sources(n: int, to: int) -> tuple[np.ndarray, np.ndarray]:
 def _with_newlines(grid: ImageLayout) -> ImageLayout:
     newline = tokens_without_place(1, "separator", "")
     cols = int(grid.col.max()) + 1
-    fields = ("kind", "row", "col", "tile", "box")
     parts: list[ImageLayout] = []
     for start in range(0, len(grid), cols):
-        row = ImageLayout(*(getattr(grid, name)[start : start + cols] for name in fields))
-        parts += [row, newline]
+        parts += [taken(grid, slice(start, start + cols)), newline]
     return joined(parts)
 
 
@@ -145,6 +143,7 @@ FAMILY = Family(
     towers=(VISION, TEXT),
     layout=layout,
     pixels=pixels,
+    variant=lambda config: with_vision(FAMILY, config),
     needs=("pixel_values", "image_sizes"),
     special="a base view, then the unpadded grid of the tiles with a newline token per row",
 )
@@ -153,6 +152,7 @@ ONEVISION = replace(
     FAMILY,
     name="llava_onevision",
     model_types=("llava_onevision",),
+    variant=lambda config: with_vision(ONEVISION, config),
     special="as LLaVA-NeXT with SigLIP; too many tokens are resized bilinearly; several images of "
     "a row are not tiled",
 )
