@@ -15,7 +15,7 @@ from torch import Tensor
 from lvlm_interp.activations.roles import Role
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.positions import in_tower, role_positions, tower_positions
+from lvlm_interp.models.inputs.positions import in_tower, role_positions, tower_positions
 from lvlm_interp.sites import Site
 
 Missing = Literal["raise", "nan"]

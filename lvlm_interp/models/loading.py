@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from lvlm_interp.errors import ModelError, UsageError
 from lvlm_interp.models.families import FAMILIES, auto, family_of
 from lvlm_interp.models.family import Family
+from lvlm_interp.models.inputs.processors import load_processor
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.processors import load_processor
 from lvlm_interp.models.selfcheck import self_check
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.models import attention
-from lvlm_interp.models import inputs as inputs_module
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.family import Family, TowerShape, shape_of
 from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, READ, Switchboard, Tap
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.prompts import answer_id, build_batch
+from lvlm_interp.models.inputs.maps import check, token_maps
+from lvlm_interp.models.inputs.prompts import answer_id, build_batch
 from lvlm_interp.models.taps import packed_modules, taps_of
 from lvlm_interp.sites import Site, select
 
@@ -157,10 +157,8 @@ class LVLM:
         if not rows:
             raise InputError("There is nothing to prepare: the list of examples is empty.")
         tensors, sizes, prompts = build_batch(self.processor, rows, padding_side)
-        inputs_module.check(self.family, self.config, tensors)
-        maps = inputs_module.token_maps(
-            self.family, self.config, self.processor, tensors, sizes, prompts
-        )
+        check(self.family, self.config, tensors)
+        maps = token_maps(self.family, self.config, self.processor, tensors, sizes, prompts)
         return Inputs(tensors, maps, tuple(rows)).to(self.device, self.dtype)
 
     def as_inputs(self, inputs: Inputs | Mapping[str, Any]) -> Inputs:
@@ -169,14 +167,12 @@ class LVLM:
         Raises:
             InputError: The tensors would run without their image, or do not fit each other.
         """
-        inputs_module.check(self.family, self.config, inputs)
+        check(self.family, self.config, inputs)
         if isinstance(inputs, Inputs):
             return inputs
         tensors = dict(inputs)
         prompts = [None] * len(tensors["input_ids"])
-        maps = inputs_module.token_maps(
-            self.family, self.config, self.processor, tensors, None, prompts
-        )
+        maps = token_maps(self.family, self.config, self.processor, tensors, None, prompts)
         return Inputs(tensors, maps).to(self.device, self.dtype)
 
     def answer_id(self, answer: str, reply: str = "") -> int:

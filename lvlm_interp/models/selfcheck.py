@@ -24,7 +24,7 @@ from lvlm_interp.errors import ModelError
 from lvlm_interp.models.hooks import READ
 from lvlm_interp.models.identities import Passage, block_errors, final_errors
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.sample import sample_inputs
+from lvlm_interp.models.inputs.sample import sample_inputs
 from lvlm_interp.sites import Site
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from lvlm_interp.data.checks import id_in_reply
 from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.inputs.positions import tower_positions
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.positions import tower_positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ from torch import Tensor
 from lvlm_interp.data.examples import ContrastPair, Example
 from lvlm_interp.errors import UsageError
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.inputs.positions import tower_positions
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.positions import tower_positions
 from lvlm_interp.sites import Site
 
 KINDS = ("last", "question", "image", "other")

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from lvlm_interp.data.examples import Example
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.inputs.positions import tower_positions
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.positions import tower_positions
 from lvlm_interp.results import Result, ResultTable
 from lvlm_interp.sites import Site
 from lvlm_interp.stats import Estimate, cluster_bootstrap, difference

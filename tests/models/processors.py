@@ -14,7 +14,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from lvlm_interp.models.processors import image_only
+from lvlm_interp.models.inputs.processors import image_only
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: "

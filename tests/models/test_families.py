@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.models.families import FAMILIES, family_of
 from lvlm_interp.models.identities import Passage, block_errors, final_errors
+from lvlm_interp.models.inputs.sample import synthetic_inputs
 from lvlm_interp.models.loading import wrap
-from lvlm_interp.models.sample import synthetic_inputs
 from lvlm_interp.models.selfcheck import inspect, self_check
 from lvlm_interp.sites import Site
 from tests.models import processors, zoo

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from lvlm_interp.cli import main
 from lvlm_interp.errors import InputError, ModelError, UsageError
+from lvlm_interp.models.inputs.sample import synthetic_inputs
 from lvlm_interp.models.loading import load_model, wrap
-from lvlm_interp.models.sample import synthetic_inputs
 from lvlm_interp.models.selfcheck import inspect, self_check
 from tests.models import processors, zoo
 from tests.models.test_families import QUESTION, picture

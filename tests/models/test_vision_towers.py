@@ -12,8 +12,8 @@ import transformers as hf
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.families import family_of
 from lvlm_interp.models.families.blocks import VISION
+from lvlm_interp.models.inputs.sample import synthetic_inputs
 from lvlm_interp.models.loading import wrap
-from lvlm_interp.models.sample import synthetic_inputs
 from lvlm_interp.models.selfcheck import self_check
 from tests.models import zoo
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lvlm_interp.errors import SiteError, UsageError
-from lvlm_interp.models import inputs as inputs_module
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.families import family_of
 from lvlm_interp.models.hooks import Tap
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.processors import load_processor
-from lvlm_interp.models.prompts import build_batch
+from lvlm_interp.models.inputs.maps import check, token_maps
+from lvlm_interp.models.inputs.processors import load_processor
+from lvlm_interp.models.inputs.prompts import build_batch
 from lvlm_interp.models.taps import taps_of
 from lvlm_interp.sites import Site, select
 
@@ -118,10 +118,8 @@ class RemoteLVLM:
         """Image and prompt through the checkpoint's processor, on this machine."""
         rows = examples if isinstance(examples, list) else [examples]
         tensors, sizes, prompts = build_batch(self.processor, rows, padding_side)
-        inputs_module.check(self.family, self.config, tensors)
-        maps = inputs_module.token_maps(
-            self.family, self.config, self.processor, tensors, sizes, prompts
-        )
+        check(self.family, self.config, tensors)
+        maps = token_maps(self.family, self.config, self.processor, tensors, sizes, prompts)
         return Inputs(tensors, maps, tuple(rows))
 
     def run_with_cache(
@@ -141,7 +139,7 @@ class RemoteLVLM:
         Raises:
             SiteError: A site cannot be reached in a remote run.
         """
-        inputs_module.check(self.family, self.config, inputs)
+        check(self.family, self.config, inputs)
         wanted = self.sites(sites)
         edits = {self._one(site): write for site, write in (writes or {}).items()}
         steps = [

@@ -1,88 +1,16 @@
-"""Inputs: everything one forward needs, kept together, with a TokenMap for each row."""
+"""What each position of a batch is, and a check that its images and placeholders fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.family import Family, ImageContext
 from lvlm_interp.tokens import ImageLayout, TokenMap
-
-PER_ROW = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs(Mapping[str, Any]):
-    """The model's own inputs, and what each position of each row is.
-
-    Attributes:
-        tensors: Inputs by the model's names: ids, masks, pixels, grids, token types.
-        tokens: One map per row.
-        examples: What the rows were made of, where they were made by `LVLM.prepare`.
-    """
-
-    tensors: Mapping[str, Any]
-    tokens: tuple[TokenMap, ...]
-    examples: tuple[Any, ...] = field(default=(), repr=False)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    @property
-    def batch_size(self) -> int:
-        """Number of rows."""
-        return len(self.tokens)
-
-    @property
-    def last(self) -> Tensor:
-        """Position at which each row's answer is predicted; shape `batch`."""
-        return torch.tensor([tokens.last for tokens in self.tokens])
-
-    def halves(self) -> tuple[Inputs, Inputs] | None:
-        """The first and the second half of the rows, of which each has as many tokens and patches.
-
-        None where an input is no tensor, or cannot be cut in two.
-        """
-        tensors = self.tensors
-        if any(not isinstance(v, Tensor) or len(v) % 2 for v in tensors.values()):
-            return None
-        n = len(self.tokens) // 2
-        cut = {name: value.chunk(2) for name, value in tensors.items()}
-        first, second = ({name: parts[i] for name, parts in cut.items()} for i in range(2))
-        return (
-            Inputs(first, self.tokens[:n], self.examples[:n]),
-            Inputs(second, self.tokens[n:], self.examples[n:]),
-        )
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
-        """The same inputs on a device, floating-point ones in a dtype."""
-
-        def move(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            floating = value.is_floating_point() and dtype is not None
-            return value.to(device, dtype) if floating else value.to(device)
-
-        return replace(self, tensors={name: move(value) for name, value in self.tensors.items()})
-
-    def __repr__(self) -> str:
-        shapes = ", ".join(
-            f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else name
-            for name, value in self.tensors.items()
-        )
-        return f"Inputs({self.batch_size} rows: {shapes})"
 
 
 def check(family: Family, config: Any, tensors: Mapping[str, Any]) -> None:
