@@ -48,6 +48,8 @@ class Branch:
         entry: Module whose first input is what the branch and the skip connection share, where a
             site is declared for it (`resid_cross`).
         tiled_keys: Whether keys and values come with the tiles of an image in the batch.
+        gated: Whether the query projection also gives a gate per head (behind the query), by which
+            what attention gives is multiplied: z is then what the output projection reads of it.
     """
 
     attn: str
@@ -60,6 +62,15 @@ class Branch:
     scale: Scale | None = None
     entry: str = ""
     tiled_keys: bool = False
+    gated: bool = False
+
+
+def has_part(module: nn.Module, path: str) -> bool:
+    """Whether a module has something at a dotted path."""
+    try:
+        return attrgetter(path)(module) is not None
+    except AttributeError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -67,13 +78,17 @@ class Block:
     """Paths inside one transformer block (defaults: a pre-norm Llama block).
 
     Attributes:
-        attn, q, k, v, qkv, o: As in `Branch`; `attn` is empty without self-attention.
-        attn_out, mlp_out: The module whose output is added to the residual stream.
+        attn, q, k, v, qkv, o, gated: As in `Branch`; `attn` is empty without self-attention.
+        attn_out, mlp_out: The module whose output is added to the residual stream. A block without
+            attention may mix positions in another way (a convolution, a linear recurrence): what
+            that adds is `attn_out` too. Empty where a block has no such branch.
         attn_scale, mlp_scale: Factors on them.
-        mlp_norm: The module (a norm) whose input is resid_mid.
-        down: The down projection; its input is mlp_hidden.
+        mlp_norm: The module (a norm) whose input is resid_mid; empty in a parallel block, where
+            both branches read the same stream and there is no state between them.
+        down: The down projection; its input is mlp_hidden. Empty where there is no one projection
+            (a mixture of experts).
         cross: The cross-attention branch of blocks that have its module.
-        cross_only: A block of another make that stands where `cross.attn` exists.
+        others: Blocks of another make in the same stack, by the submodule that they alone have.
         sum_norms: Norms over residual + branch (post-norm blocks), by the site they give:
             `resid_mid` or `resid_cross`, and `resid_post`.
         flat_mlp: Whether the block flattens batch and positions for its MLP.
@@ -92,26 +107,33 @@ class Block:
     mlp_out: str = "mlp"
     mlp_scale: Scale | None = None
     cross: Branch | None = None
-    cross_only: Block | None = None
+    others: Mapping[str, Block] = field(default_factory=dict)
     sum_norms: Mapping[str, str] = field(default_factory=dict)
     flat_mlp: bool = False
+    gated: bool = False
 
     def of(self, block: nn.Module) -> Block:
         """The data that holds for one block of a tower whose blocks differ."""
-        has_cross = self.cross is not None and hasattr(block, self.cross.attn.split(".")[0])
-        return self.cross_only if has_cross and self.cross_only else self
+        return next((data for path, data in self.others.items() if has_part(block, path)), self)
 
     def cross_of(self, block: nn.Module) -> Branch | None:
         """The cross-attention branch, where the block has one."""
-        if self.cross is None or not hasattr(block, self.cross.attn.split(".")[0]):
-            return None
-        return self.cross
+        found = self.cross is not None and has_part(block, self.cross.attn.split(".")[0])
+        return self.cross if found else None
 
     @property
     def own(self) -> Branch:
         """The self-attention branch."""
         return Branch(
-            self.attn, self.q, self.k, self.v, self.qkv, self.o, self.attn_out, self.attn_scale
+            self.attn,
+            self.q,
+            self.k,
+            self.v,
+            self.qkv,
+            self.o,
+            self.attn_out,
+            self.attn_scale,
+            gated=self.gated,
         )
 
 

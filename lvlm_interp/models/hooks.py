@@ -63,6 +63,11 @@ def fused_heads(index: int, n: int, d_head: int) -> View:
     return View(lambda raw: raw.unflatten(-1, (3, n, d_head))[..., index, :, :], write)
 
 
+def leading(n: int) -> View:
+    """The first `n` numbers of a head that carries more (a gate behind its query)."""
+    return View(lambda raw: raw[..., :n], lambda raw, new: torch.cat([new, raw[..., n:]], dim=-1))
+
+
 FLAT_POSITIONS = View(lambda raw: raw.flatten(1, -2), lambda raw, new: new.reshape(raw.shape))
 """For tensors with several axes between batch and width (images, tiles, patches)."""
 

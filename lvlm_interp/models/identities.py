@@ -68,12 +68,21 @@ def _branch_errors(block: nn.Module, branch: Branch, seen: Seen, prefix: str) ->
     soft = torch.softmax(seen[prefix + "scores"].went.float(), -1)
     gap = (pattern.came.float() - soft).abs().max()
     out = _tail(block, branch.o, branch.out, o.forward(z.went.flatten(-2)))
-    return {
+    errors = {
         prefix + "pattern": float(gap.maximum((pattern.came.float().sum(-1) - 1).abs().max())),
-        prefix + "z": _off(z.came, weighted.reshape(z.came.shape)),
         prefix + "attn_out": _off(added, _times(out, added, block, branch.scale)),
         **_score_errors(seen, prefix),
     }
+    weighted = weighted.reshape(z.came.shape)
+    errors[prefix + "z"] = _gate_error(z.came, weighted) if branch.gated else _off(z.came, weighted)
+    return errors
+
+
+def _gate_error(z: Tensor, weighted: Tensor) -> float:
+    """How far z is from pattern . v times factors between 0 and 1 (a sigmoid gate)."""
+    z, weighted = z.float(), weighted.float()
+    outside = torch.maximum(z.abs() - weighted.abs(), -z * weighted.sign())
+    return float(outside.max().clamp(min=0) / weighted.abs().max().clamp(min=1e-6))
 
 
 def _score_errors(seen: Seen, prefix: str) -> dict[str, float]:
@@ -89,6 +98,8 @@ def _score_errors(seen: Seen, prefix: str) -> dict[str, float]:
 
 
 def _mlp_errors(block: nn.Module, where: Block, seen: Seen) -> dict[str, float]:
+    if not where.down:
+        return {}
     down = at(block, where.down).forward(seen["mlp_hidden"].went)
     out = _tail(block, where.down, where.mlp_out, down)
     came, out = seen["mlp_out"].came, _times(out, seen["mlp_out"].came, block, where.mlp_scale)
@@ -105,6 +116,8 @@ def _sum_errors(block: nn.Module, where: Block, seen: Seen) -> dict[str, float]:
     for term in branches:
         behind = "resid_mid" if term == branches[-1] else "resid_cross"
         stream = _normed(stream + seen[term].went, block, where, term)
+        if behind not in seen:  # a parallel block has no state between its branches
+            continue
         errors[behind] = _off(seen[behind].came, _cut(stream, seen[behind].came))
         stream = seen[behind].went
     mlp_out, post = seen["mlp_out"].went, seen["resid_post"].came

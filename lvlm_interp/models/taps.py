@@ -20,6 +20,7 @@ from lvlm_interp.models.hooks import (
     View,
     fused_heads,
     heads,
+    leading,
     regrouped,
     scaled,
     unflattened,
@@ -100,6 +101,9 @@ def _block_taps(
     taps = {"resid_pre": Tap(block, "input", outer)}
     if where.attn:
         taps |= _branch_taps(block, where.own, size, outer, "", rotary=True)
+    elif where.attn_out:
+        out = Tap(at(block, where.attn_out), "output", outer)
+        taps["attn_out"] = _with_scale(out, block, where.attn_scale)
     cross = general.cross_of(block)
     if cross is not None:
         if cross.entry:
@@ -133,10 +137,10 @@ def _projection_taps(
             for i, name in enumerate("qkv")
         }
     counts = {"q": size.n_heads, "k": size.n_kv_heads, "v": size.n_kv_heads}
-    taps = {
-        name: Tap(at(block, getattr(where, name)), "output", outer.then(heads(n, size.d_head)))
-        for name, n in counts.items()
-    }
+    views = {name: outer.then(heads(n, size.d_head)) for name, n in counts.items()}
+    if where.gated:
+        views["q"] = outer.then(heads(size.n_heads, 2 * size.d_head)).then(leading(size.d_head))
+    taps = {name: Tap(at(block, getattr(where, name)), "output", views[name]) for name in counts}
     if where.tiled_keys:
         frame = Frame(block)
         for name in "kv":
@@ -149,10 +153,14 @@ def _mlp_taps(block: nn.Module, where: Block, outer: View) -> dict[str, Tap]:
     frame = Frame(block) if where.flat_mlp else None
     view = unflattened(frame) if frame is not None else outer
     out = Tap(at(block, where.mlp_out), "output", view, frame=frame)
-    down = at(block, where.down)
+    taps: dict[str, Tap] = {}
+    if where.mlp_norm:
+        taps["resid_mid"] = Tap(at(block, where.mlp_norm), "input_in_place", view, frame=frame)
+    if where.down:
+        down = at(block, where.down)
+        taps["mlp_hidden"] = Tap(down, "input", view, keyword="input", frame=frame)
     return {
-        "resid_mid": Tap(at(block, where.mlp_norm), "input_in_place", view, frame=frame),
-        "mlp_hidden": Tap(down, "input", view, keyword="input", frame=frame),
+        **taps,
         "mlp_out": _with_scale(out, block, where.mlp_scale),
         "resid_post": Tap(block, "output", outer),
     }

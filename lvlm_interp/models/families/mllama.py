@@ -59,10 +59,15 @@ CROSS = Branch(
 )
 TEXT_BLOCK = Block(
     cross=CROSS,
-    cross_only=Block(
-        attn="",
-        mlp_scale=Scale("cross_attn_mlp_gate", tanh=True, row_mask="full_text_row_masked_out_mask"),
-    ),
+    others={
+        "cross_attn": Block(
+            attn="",
+            attn_out="",
+            mlp_scale=Scale(
+                "cross_attn_mlp_gate", tanh=True, row_mask="full_text_row_masked_out_mask"
+            ),
+        )
+    },
 )
 
 FAMILY = Family(
