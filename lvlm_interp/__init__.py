@@ -24,6 +24,7 @@ _PUBLIC = {
     "load_examples": "lvlm_interp.data.sources:load_examples",
     "load_model": "lvlm_interp.models.loading:load_model",
     "load_pairs": "lvlm_interp.data.sources:load_pairs",
+    "open_image": "lvlm_interp.models.inputs.images:open_image",
     "open_store": "lvlm_interp.activations.store:open_store",
     "organisms": "lvlm_interp.organisms",
     "patching": "lvlm_interp.patching",

@@ -6,19 +6,18 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from lvlm_interp.activations.gather import Gather, Missing
 from lvlm_interp.activations.roles import Role, roles_of
 from lvlm_interp.data.examples import Example
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.inputs.images import image_size
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.sites import Site
 
@@ -180,13 +179,8 @@ def _by_length(model: LVLM, examples: Sequence[Example]) -> list[int]:
 
 
 def _area(example: Example) -> int:
-    image = example.image
-    if image is None:
-        return 0
-    if isinstance(image, Path | str):
-        with Image.open(image) as opened:
-            return opened.width * opened.height
-    return image.width * image.height if isinstance(image, Image.Image) else 0
+    sizes = [image_size(image) for image in example.images]
+    return sum(width * height for width, height in sizes)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -16,6 +16,7 @@ from lvlm_interp.activations.gather import Missing
 from lvlm_interp.activations.manifest import UNIT
 from lvlm_interp.activations.roles import Role, check_sites, parse_roles
 from lvlm_interp.data.examples import ContrastPair, Example
+from lvlm_interp.data.groups import with_groups
 from lvlm_interp.data.sources import data_hash, sides
 from lvlm_interp.errors import DataError
 from lvlm_interp.models.identity import weight_hash
@@ -106,14 +107,14 @@ def collect(
 
 
 def as_examples(data: Iterable[Example | ContrastPair]) -> list[Example]:
-    """Examples as they are, and both sides of pairs.
+    """Examples as they are, and both sides of pairs, with groups where none were named.
 
     Raises:
         DataError: There are none.
     """
     found = [
         side
-        for each in data
+        for each in with_groups(data)
         for side in (sides([each]) if isinstance(each, ContrastPair) else [each])
     ]
     if not found:

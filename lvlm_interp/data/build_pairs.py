@@ -8,29 +8,37 @@ place. Each way of corrupting a row is named, and each pair says in its labels h
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageFilter
 
 from lvlm_interp.data.checks import id_in_reply
+from lvlm_interp.data.edits import EditedImage
 from lvlm_interp.data.examples import Box, ContrastPair, Example
-from lvlm_interp.data.pair_rows import read_row, read_rows
+from lvlm_interp.data.groups import with_groups
+from lvlm_interp.data.lines import Report
+from lvlm_interp.data.pair_rows import Row, parse_row, rows_of, with_foil
 from lvlm_interp.errors import DataError
+from lvlm_interp.models.inputs.images import ImageSource, image_size
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.results import ResultTable, provenance
 
 Corruption = Literal["mask", "blur", "mean", "exchange", "noise", "image", "prompt"]
 _BOXED = ("mask", "blur", "mean", "exchange")
+_BORROWING = ("exchange", "image")
 _DRAWS = 200
+_log = logging.getLogger(__name__)
 
 
 def build_pairs(
-    rows: Sequence[Example | Mapping[str, Any]] | str | os.PathLike[str],
+    rows: Sequence[Row] | str | os.PathLike[str],
     corrupt: Corruption = "mask",
     *,
     control: bool = False,
@@ -39,6 +47,8 @@ def build_pairs(
     box: str = "object",
     candidates: Sequence[str] = (),
     seed: int = 0,
+    skip_bad: bool = False,
+    report: Report | None = None,
 ) -> list[ContrastPair]:
     """Make one pair of each row.
 
@@ -47,14 +57,14 @@ def build_pairs(
     `candidates` that is not that word and is not named before it.
 
     Args:
-        rows: Examples with `answer` (and `foil`, which yes/no answers do not need); or mappings in
-            the manner of POPE, or the path of a JSONL file of them: `image`, `text` or `question`,
-            `label` or `answer`, and `box` as left, top, right, bottom in pixels; `question_id` or
-            `id`, `level` and `foil` if known. In place of `label`: `caption`, `word`, and perhaps
-            `candidates`.
+        rows: Examples with `answer` (and `foil`, which yes/no answers do not need); or mappings, or
+            the path of a JSONL file of them, with the fields of `rows.jsonl` (see `load_examples`)
+            and `box` as left, top, right, bottom in pixels. In place of `answer`: `caption`,
+            `word`, and perhaps `candidates`.
         corrupt: `mask` (black), `blur`, `mean` (the image's mean colour) or `exchange` (what stands
-            there in the next row's image) inside the box; `noise` on the whole image; `image`, the
-            next row's image of the same size; `prompt`, words exchanged for each other.
+            there in another row's image) inside the box; `noise` on the whole image; `image`,
+            another row's image of the same size (two rows exchange theirs); `prompt`, words
+            exchanged for each other. Of several images the first is edited.
         control: Edit a random box of the same size that does not meet the named one instead.
         words: For `prompt`: each word and what it is exchanged with, both ways.
         noise: Standard deviation of the noise, in units of the full range of a pixel.
@@ -62,9 +72,12 @@ def build_pairs(
         candidates: Words that could stand in place of a caption's wrong one, for rows that name
             none.
         seed: Of noise and of random boxes.
+        skip_bad: Leave wrong rows out instead of raising.
+        report: Gets the error of each row left out; by default it is logged as a warning.
 
     Returns:
-        Pairs of kind `evidence`: the corrupt side lacks what the answer is about.
+        Pairs of kind `evidence`: the corrupt side lacks what the answer is about. Edited images are
+        made when they are opened, so that many pairs need little memory.
 
     Raises:
         DataError: An unknown way, or a row that lacks what it needs; the row is named.
@@ -75,17 +88,27 @@ def build_pairs(
         raise DataError("corrupt='prompt' needs words={'left': 'right'}: which words to exchange.")
     if control and corrupt not in _BOXED:
         raise DataError(f"control=True is for the edits of a box, not for {corrupt!r}.")
-    if isinstance(rows, str | os.PathLike):
-        rows = read_rows(rows)
-    examples = [read_row(row, i, box, candidates) for i, row in enumerate(rows)]
-    _check_ids(examples)
+    report = (report or _warn) if skip_bad else None
+    named = _read(rows, box, candidates, report)
+    donors = _Donors([each for _, each in named]) if corrupt in _BORROWING else None
     rng = np.random.default_rng(seed)
     pairs = []
-    for index, example in enumerate(examples):
-        where = _box(example, box, control, rng) if corrupt in _BOXED else None
-        edited = _corrupt(examples, index, corrupt, where, words or {}, noise, rng)
-        pairs.append(_pair(example, edited, corrupt, where, control))
-    return pairs
+    for index, (where, example) in enumerate(named):
+        with _reported(report):
+            at = _box(where, example, box, control, rng) if corrupt in _BOXED else None
+            donor = None if donors is None else donors.of(where, index)
+            prompt = example.prompt
+            if corrupt == "prompt":
+                image, prompt = example.image, _exchange_words(where, example, words or {})
+            elif corrupt == "image":
+                image = donor
+            else:
+                first, *others = example.images
+                edited = EditedImage(first, corrupt, at, donor, noise, (seed, index))
+                image = [edited, *others] if others else edited
+            assert image is not None
+            pairs.append(_pair(example, image, prompt, corrupt, at, control))
+    return with_groups(pairs)
 
 
 def answers_changed(
@@ -120,129 +143,144 @@ def answers_changed(
     return ResultTable(pd.DataFrame(rows), provenance(model=model.name, method="build_pairs"))
 
 
-def _check_ids(examples: Sequence[Example]) -> None:
+def _read(
+    rows: Sequence[Row] | str | os.PathLike[str],
+    box: str,
+    candidates: Sequence[str],
+    report: Report | None,
+) -> list[tuple[str, Example]]:
+    """What to call each row, and the row as an example with both answers."""
+    found: list[tuple[str, Example]] = []
     first: dict[str, int] = {}
-    for index, example in enumerate(examples):
-        if first.setdefault(example.id, index) != index:
-            raise DataError(
-                f"Rows {first[example.id]} and {index} (from 0) have the same id {example.id!r}; "
-                "ids must be unique, since tables join on them."
-            )
+    for index, (where, row) in enumerate(rows_of(rows)):
+        with _reported(report):
+            if isinstance(row, DataError):
+                raise row
+            example = row if isinstance(row, Example) else parse_row(row, box, candidates)
+            example = with_foil(example, where)
+            if first.setdefault(example.id, index) != index:
+                raise DataError(
+                    f"Rows {first[example.id]} and {index} (from 0) have the same id "
+                    f"{example.id!r}; ids must be unique, since tables join on them."
+                )
+            found.append((where, example))
+    if not found:
+        raise DataError(
+            f"{rows if isinstance(rows, str | os.PathLike) else 'The list'}: it holds no row."
+        )
+    return found
 
 
-def _box(example: Example, name: str, control: bool, rng: np.random.Generator) -> Box:
+def _warn(error: DataError) -> None:
+    _log.warning("skipped: %s", error)
+
+
+@contextmanager
+def _reported(report: Report | None) -> Iterator[None]:
+    """Give the error of a row to `report`, where there is one."""
+    try:
+        yield
+    except DataError as error:
+        if report is None:
+            raise
+        report(error)
+
+
+def _box(where: str, example: Example, name: str, control: bool, rng: np.random.Generator) -> Box:
     if name not in example.boxes:
         raise DataError(
-            f"Row {example.id!r}: expected a box named {name!r}, it has "
-            f"{', '.join(example.boxes) or 'none'}."
+            f"{where}: expected a box named {name!r}, it has {', '.join(example.boxes) or 'none'}."
         )
     left, top, right, bottom = example.boxes[name]
+    width, height = image_size(example.images[0])
+    if right > width or bottom > height:
+        raise DataError(
+            f"{where}: the box {name!r}, {[left, top, right, bottom]}, lies outside of the image "
+            f"of {width} x {height} pixels."
+        )
     if not control:
         return left, top, right, bottom
-    width, height = _open(example).size
     for _ in range(_DRAWS):
         x = int(rng.integers(0, max(1, width - (right - left) + 1)))
         y = int(rng.integers(0, max(1, height - (bottom - top) + 1)))
         other = (x, y, x + right - left, y + bottom - top)
         if other[0] >= right or other[2] <= left or other[1] >= bottom or other[3] <= top:
             return other
-    raise DataError(
-        f"Row {example.id!r}: no box of that size fits beside {name!r}: it is too large."
-    )
+    raise DataError(f"{where}: no box of that size fits beside {name!r}: it is too large.")
 
 
-def _corrupt(
-    examples: Sequence[Example],
-    index: int,
-    corrupt: str,
-    where: Box | None,
-    words: Mapping[str, str],
-    noise: float,
-    rng: np.random.Generator,
-) -> tuple[Image.Image, str]:
-    """The corrupt side's image and prompt."""
-    example = examples[index]
-    image = _open(example)
-    if corrupt == "prompt":
-        return image, _exchange_words(example, words)
-    if corrupt == "noise":
-        pixels = np.asarray(image, float) + rng.normal(0, 255 * noise, (*image.size[::-1], 3))
-        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), example.prompt
-    if corrupt == "image":
-        return _another(examples, index, image.size), example.prompt
-    assert where is not None
-    edited = image.copy()
-    if corrupt == "exchange":
-        other = _another(examples, index, image.size).crop(where)
-        edited.paste(other, where[:2])
-    elif corrupt == "blur":
-        radius = max(where[2] - where[0], where[3] - where[1]) / 4
-        edited.paste(image.filter(ImageFilter.GaussianBlur(radius)).crop(where), where[:2])
-    else:
-        mean = np.asarray(image, float).reshape(-1, 3).mean(0)
-        color = (0, 0, 0) if corrupt == "mask" else tuple(int(c) for c in mean)
-        edited.paste(color, where)
-    return edited, example.prompt
+class _Donors:
+    """For each row another row's image of the same size: two rows exchange theirs.
+
+    Were it always the next row's, the pairs would chain all images into one group.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+        self.groups = [each.group for each in with_groups(examples)]
+        self.sizes = [image_size(each.images[0]) for each in examples]
+        self.rows: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(self.sizes):
+            self.rows.setdefault(size, []).append(index)
+
+    def of(self, where: str, index: int) -> ImageSource:
+        """The image that another row lends.
+
+        Raises:
+            DataError: No other row has an image of that size and of another group.
+        """
+        size = self.sizes[index]
+        rows = self.rows[size]
+        place = rows.index(index)
+        partner = place ^ 1
+        order = [partner, *range(place + 1, len(rows)), *range(place - 1, -1, -1)]
+        for each in order:
+            if each < len(rows) and self.groups[rows[each]] != self.groups[index]:
+                return self.examples[rows[each]].images[0]
+        raise DataError(
+            f"{where}: no other row has an image of its size, {size[0]} x {size[1]}, and another "
+            "content."
+        )
 
 
-def _another(examples: Sequence[Example], index: int, size: tuple[int, int]) -> Image.Image:
-    """The next other image of the same size."""
-    own = examples[index]
-    for step in range(1, len(examples)):
-        other = examples[(index + step) % len(examples)]
-        if other.group is not None and other.group == own.group:
-            continue
-        image = _open(other)
-        if image.size == size:
-            return image
-    raise DataError(
-        f"Row {own.id!r}: no other row has an image of its size, {size[0]} x {size[1]}."
-    )
-
-
-def _exchange_words(example: Example, words: Mapping[str, str]) -> str:
+def _exchange_words(where: str, example: Example, words: Mapping[str, str]) -> str:
     both = {**{b: a for a, b in words.items()}, **words}
     pattern = "|".join(sorted(map(re.escape, both), key=len, reverse=True))
     new = re.sub(rf"(?<!\w)({pattern})(?!\w)", lambda found: both[found.group(1)], example.prompt)
     if new == example.prompt:
-        raise DataError(
-            f"Row {example.id!r}: its prompt holds none of the words {', '.join(both)}."
-        )
+        raise DataError(f"{where}: its prompt holds none of the words {', '.join(both)}.")
     return new
-
-
-def _open(example: Example) -> Image.Image:
-    image = (
-        example.open_image() if not isinstance(example.image, str) else Image.open(example.image)
-    )
-    assert image is not None
-    return image.convert("RGB")
 
 
 def _pair(
     example: Example,
-    edited: tuple[Image.Image, str],
+    image: ImageSource | Sequence[ImageSource],
+    prompt: str,
     corrupt: str,
     where: Box | None,
     control: bool,
 ) -> ContrastPair:
-    image, prompt = edited
     made = f"{corrupt} of a random box" if control else corrupt
     kind = {"prompt": "prompt", "noise": "noise"}.get(corrupt, "image")
-    fields = {**vars(example), "id": f"{example.id}/{made}", "image": image, "prompt": prompt}
-    fields |= {"answer": None, "labels": {**example.labels, "made": made}}
-    answer, foil = example.answer, example.foil
-    assert answer is not None and foil is not None
+    edited = replace(
+        example,
+        id=f"{example.id}/{made}",
+        image=image,
+        prompt=prompt,
+        answer=None,
+        labels={**example.labels, "made": made},
+    )
+    assert example.answer is not None and example.foil is not None
     return ContrastPair(
         id=f"{example.id}/{made}",
         clean=example,
-        corrupt=Example(**fields),
-        answer=answer,
-        foil=foil,
+        corrupt=edited,
+        answer=example.answer,
+        foil=example.foil,
         level=example.level or "object",
         kind="evidence",
         edit=made,
         box=where,
-        group=example.group or example.id,
+        group=example.group,
         labels={"made": made, "corruption": kind, "control": control},
     )

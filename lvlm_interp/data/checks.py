@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from PIL import Image
 
 from lvlm_interp.data.examples import ContrastPair, Example
 from lvlm_interp.data.lines import Report
 from lvlm_interp.errors import DataError, InputError
+from lvlm_interp.models.inputs.images import image_size
 
 if TYPE_CHECKING:
     from lvlm_interp.models.lvlm import LVLM
@@ -86,14 +84,8 @@ def _check_lengths(model: LVLM, pair: ContrastPair, where: str, lengths: dict[ob
 
 def _length(model: LVLM, example: Example, known: dict[object, int]) -> int:
     """Tokens of one example; it depends on the prompt and the image's size alone."""
-    key = (_size(example.image), example.prompt, example.reply)
+    sizes = tuple(image_size(image) for image in example.images)
+    key = (sizes, example.prompt, example.reply)
     if key not in known:
         known[key] = len(model.prepare(example).tokens[0].real)
     return known[key]
-
-
-def _size(image: Image.Image | Path | None) -> tuple[int, int] | None:
-    if image is None or isinstance(image, Image.Image):
-        return None if image is None else image.size
-    with Image.open(image) as opened:
-        return opened.size

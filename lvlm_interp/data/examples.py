@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
+
+from lvlm_interp.errors import DataError
+from lvlm_interp.models.inputs.images import ImageSource, images_of, open_image
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in image pixels; right and bottom are exclusive."""
@@ -18,6 +20,24 @@ Kind = Literal["evidence", "trigger"]
 LEVELS: tuple[str, ...] = ("object", "attribute", "relation")
 KINDS: tuple[str, ...] = ("evidence", "trigger")
 
+Relation = tuple[int, str, int]
+"""Index of an object, what it is to another, and that other's index; from 0."""
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One thing in an image, as the user's data names it.
+
+    Attributes:
+        name: What it is.
+        attributes: What else is true of it, such as its colour.
+        box: Where it is, in pixels of the first image; None where that is unknown.
+    """
+
+    name: str
+    attributes: tuple[str, ...] = ()
+    box: Box | None = None
+
 
 @dataclass(frozen=True, repr=False)
 class Example:
@@ -25,7 +45,8 @@ class Example:
 
     Attributes:
         id: Unique name of the example.
-        image: The image, or the path of its file, or None for text alone.
+        image: The image (see `ImageSource`: PIL, path, bytes, array, data URL, ...), a list of
+            several that the prompt is about, or None for text alone.
         prompt: The bare question; the model's processor applies the chat template.
         answer: The right answer, where it is known.
         foil: The wrong answer that the right one is compared with.
@@ -35,10 +56,12 @@ class Example:
         labels: Anything a probe or a table could want to know about the example.
         reply: How the model's reply begins; what comes next is then asked for, as at a word in the
             middle of a caption. Empty asks for the reply's first word.
+        objects: What the image shows, where the data says so.
+        relations: How the objects lie to each other, such as `(0, "left of", 1)`.
     """
 
     id: str
-    image: Image.Image | Path | None
+    image: ImageSource | Sequence[ImageSource] | None
     prompt: str
     answer: str | None = None
     foil: str | None = None
@@ -47,6 +70,8 @@ class Example:
     boxes: Mapping[str, Box] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     reply: str = ""
+    objects: tuple[Annotated, ...] = ()
+    relations: tuple[Relation, ...] = ()
 
     def __post_init__(self) -> None:
         if self.level is not None:
@@ -59,14 +84,28 @@ class Example:
     def __repr__(self) -> str:
         return f"Example({self.id!r}, {self.prompt!r}, answer={self.answer!r}, foil={self.foil!r})"
 
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """The images of the example as they were given: none, one or several."""
+        return images_of(self.image)
+
+    def open_images(self) -> list[Image.Image]:
+        """All images of the example, upright and in RGB."""
+        return [open_image(image) for image in self.images]
+
     def open_image(self) -> Image.Image | None:
-        """Returns the image in RGB, read from disk if it is a path; None for text alone."""
-        if self.image is None:
-            return None
-        if isinstance(self.image, Image.Image):
-            return self.image.convert("RGB")
-        with Image.open(self.image) as image:
-            return image.convert("RGB")
+        """The image, upright and in RGB; None for text alone.
+
+        Raises:
+            DataError: The example has several.
+            InputError: The image cannot be opened.
+        """
+        if len(self.images) > 1:
+            raise DataError(
+                f"Example {self.id!r} has {len(self.images)} images where one is needed: give an "
+                "example with one, or use open_images()."
+            )
+        return open_image(self.images[0]) if self.images else None
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,4 +1,4 @@
-"""Where data comes from: generated scenes, pairs files, folders, Hugging Face data sets.
+"""Where data comes from: generated scenes, pairs and rows files, folders, benchmarks, data sets.
 
 A source is one text, as the command line takes it:
 
@@ -6,7 +6,8 @@ A source is one text, as the command line takes it:
   `lvlm_interp.data`: a name, then a colon; the registered function gets the whole
   text and gives pairs;
 - a `pairs.jsonl`, one `ContrastPair` a line;
-- an examples file (JSONL with `image` and `prompt`), or a folder that holds one;
+- a `rows.jsonl`, one `Example` a line (POPE's files are such), or a folder that holds one;
+- `pope:FOLDER`, the folder of a benchmark as its authors give it;
 - a folder that `datasets.Dataset.save_to_disk` wrote, with the same columns.
 """
 
@@ -15,30 +16,31 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from lvlm_interp.data.checks import check_pairs
 from lvlm_interp.data.examples import ContrastPair, Example
-from lvlm_interp.data.lines import (
-    EXAMPLE_FIELDS,
-    PAIR_FIELDS,
-    Line,
-    Report,
-    parse_all,
-    parse_example,
-    parse_pair,
-    read_lines,
-)
+from lvlm_interp.data.groups import with_groups
+from lvlm_interp.data.lines import Line, Report, parse_all, read_lines
+from lvlm_interp.data.rows import EXAMPLE_FIELDS, PAIR_FIELDS, parse_example, parse_pair
 from lvlm_interp.errors import DataError
+from lvlm_interp.models.inputs.images import open_image
 
 if TYPE_CHECKING:
     from lvlm_interp.models.lvlm import LVLM
 
 __all__ = ["data_hash", "example_hash", "load_examples", "load_pairs", "sides"]
+
+BENCHMARKS = {"pope": "lvlm_interp.data.pope:read"}
+"""Readers of `NAME:FOLDER`: each takes the folder and `http`, and gives lines of rows."""
 
 _GROUP = "lvlm_interp.data"
 _log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ def load_pairs(
     model: LVLM | None = None,
     skip_bad: bool = False,
     report: Report | None = None,
+    http: bool = False,
 ) -> list[ContrastPair]:
     """Contrast pairs from a source.
 
@@ -59,6 +62,7 @@ def load_pairs(
             of a pair the same length.
         skip_bad: Leave wrong lines out instead of raising.
         report: Gets the error of each line left out; by default it is logged as a warning.
+        http: Fetch images whose path is a network address.
 
     Raises:
         DataError: No such source, or a wrong line: its path, number and field, and what to do.
@@ -71,20 +75,25 @@ def load_pairs(
         path = _existing(spec)
         if not path.is_file():
             raise DataError(f"{path}: expected a pairs file (JSONL), got a folder.")
-        pairs, origins = parse_all(read_lines(path), parse_pair, report)
+        pairs, origins = _read(read_lines(path, http=http), parse_pair, report)
         _check_some(pairs, path)
     return pairs if model is None else check_pairs(model, pairs, origins=origins, report=report)
 
 
 def load_examples(
-    spec: str | os.PathLike[str], *, skip_bad: bool = False, report: Report | None = None
+    spec: str | os.PathLike[str],
+    *,
+    skip_bad: bool = False,
+    report: Report | None = None,
+    http: bool = False,
 ) -> list[Example]:
     """Examples from a source; of pairs, both sides one after the other.
 
     Args:
-        spec: See the module: scenes, a pairs or examples file, a folder.
+        spec: See the module: scenes, a pairs or rows file, a folder, a benchmark.
         skip_bad: Leave wrong lines out instead of raising.
         report: Gets the error of each line left out; by default it is logged as a warning.
+        http: Fetch images whose path is a network address.
 
     Raises:
         DataError: No such source, or a wrong line: its path, number and field, and what to do.
@@ -93,16 +102,18 @@ def load_examples(
     generated = _generated(str(spec))
     if generated is not None:
         return sides(generated)
+    benchmark = _benchmark(str(spec))
+    if benchmark is not None:
+        folder, read = benchmark
+        return _check_some(_read(read(folder, http), parse_example, report)[0], folder)
     path = _existing(spec)
     if path.is_dir() and (path / "dataset_info.json").is_file():
-        found, _ = parse_all(_dataset_lines(path), parse_example, report)
-        return _check_some(found, path)
+        return _check_some(_read(_dataset_lines(path), parse_example, report)[0], path)
     path = _jsonl_of(path)
     if _holds_pairs(path):
-        pairs, _ = parse_all(read_lines(path), parse_pair, report)
+        pairs, _ = _read(read_lines(path, http=http), parse_pair, report)
         return sides(_check_some(pairs, path))
-    found, _ = parse_all(read_lines(path), parse_example, report)
-    return _check_some(found, path)
+    return _check_some(_read(read_lines(path, http=http), parse_example, report)[0], path)
 
 
 def sides(pairs: Iterable[ContrastPair]) -> list[Example]:
@@ -131,19 +142,34 @@ def data_hash(items: Iterable[Example | ContrastPair]) -> str:
 def example_hash(example: Example) -> str:
     """SHA-256 of one example: pixels in RGB, words, boxes and labels."""
     digest = sha256()
-    image = example.open_image()
-    if image is not None:
+    for image in example.open_images():
         digest.update(f"{image.size}".encode())
         digest.update(image.tobytes())
     fields = [example.id, example.prompt, example.answer, example.foil, example.level]
     fields += [example.group, dict(example.boxes), dict(example.labels)]
     fields += [example.reply] if example.reply else []
+    if example.objects or example.relations:
+        fields.append([[vars(each) for each in example.objects], list(example.relations)])
     digest.update(_canonical(fields))
     return digest.hexdigest()
 
 
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, default=str).encode()
+
+
+def _read(
+    lines: Iterator[tuple[str, Line | DataError]],
+    parse: Callable[[Line], Any],
+    report: Report | None,
+) -> tuple[list[Any], list[str]]:
+    """Everything that the lines hold, with its groups, and where each stood."""
+    found, origins, digests = [], [], []
+    for parsed, line in parse_all(lines, parse, report):
+        found.append(parsed)
+        origins.append(line.where)
+        digests.append([picture.digest for picture in line.pictures])
+    return with_groups(found, digests), origins
 
 
 def _warn(error: DataError) -> None:
@@ -154,16 +180,28 @@ def _generated(spec: str) -> list[ContrastPair] | None:
     """Pairs of a registered generator; None when the text is a path."""
     name, colon, _ = spec.partition(":")
     found = {entry.name: entry for entry in entry_points(group=_GROUP)}
-    if colon and name in found and not Path(spec).exists():
+    if colon and name in found and not os.path.exists(spec):
         return list(found[name].load()(spec))
     return None
 
 
+def _benchmark(
+    spec: str,
+) -> tuple[Path, Callable[[Path, bool], Iterator[tuple[str, Line | DataError]]]] | None:
+    """Folder and reader of a benchmark by name; None when the text is a path."""
+    name, colon, folder = spec.partition(":")
+    if not colon or name not in BENCHMARKS or os.path.exists(spec):
+        return None
+    module, _, attribute = BENCHMARKS[name].partition(":")
+    return _existing(folder), getattr(import_module(module), attribute)
+
+
 def _existing(spec: str | os.PathLike[str]) -> Path:
     path = Path(spec)
-    if path.exists():
+    if os.path.exists(path):  # Path.exists raises on a name that is too long
         return path
-    names = ", ".join(sorted({f"{entry.name}:..." for entry in entry_points(group=_GROUP)}))
+    known = {entry.name for entry in entry_points(group=_GROUP)} | set(BENCHMARKS)
+    names = ", ".join(f"{name}:..." for name in sorted(known))
     raise DataError(
         f"{spec}: there is no such file or folder; give one, or generated data by name "
         f"({names or 'none is registered'}), such as scenes:object:200:0."
@@ -194,6 +232,7 @@ def _holds_pairs(path: Path) -> bool:
 def _dataset_lines(path: Path) -> Iterator[tuple[str, Line | DataError]]:
     try:
         from datasets import Dataset, load_from_disk
+        from datasets import Image as Images
     except ImportError as error:
         raise DataError(
             f"{path} is a Hugging Face data set, and the package datasets is not installed: "
@@ -203,14 +242,31 @@ def _dataset_lines(path: Path) -> Iterator[tuple[str, Line | DataError]]:
     if not isinstance(found, Dataset):
         splits = ", ".join(map(str, found))
         raise DataError(f"{path} holds several splits ({splits}): give the folder of one of them.")
+    pictures = [name for name, kind in found.features.items() if isinstance(kind, Images)]
+    for name in pictures:
+        found = found.cast_column(name, Images(decode=False))
     for number in range(len(found)):
         where = f"{path}, row {number}"
         try:
             fields: Mapping[str, Any] = dict(found[number])
-        except Exception as error:  # a broken image fails in the decoder that datasets chose
+        except Exception as error:  # other columns fail in the decoders that datasets chose
             yield where, DataError(f"{where}: it cannot be read ({error}).")
             continue
-        yield where, Line(_without_nulls(fields), where, path)
+        held = {name: _Cell(found, number, name) for name in pictures if fields[name] is not None}
+        yield where, Line(_without_nulls({**fields, **held}), where, path)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """An image of a Hugging Face data set, read from its file when it is opened."""
+
+    dataset: Any
+    row: int
+    column: str
+
+    def open_image(self) -> Image.Image:
+        """The picture."""
+        return open_image(self.dataset[self.row][self.column])
 
 
 def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lvlm_interp.lens.logit_lens import logit_lens
 from lvlm_interp.lens.positions import example_names, in_batches
 from lvlm_interp.lens.tuned_lens import TunedLens
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.inputs.prompts import open_image
+from lvlm_interp.models.inputs.images import open_image
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.provenance import provenance
 from lvlm_interp.results import Result, ResultTable

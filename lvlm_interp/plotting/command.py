@@ -8,7 +8,7 @@ from pathlib import Path
 from lvlm_interp.errors import UsageError
 from lvlm_interp.lens import logit_lens
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.inputs.prompts import open_image
+from lvlm_interp.models.inputs.images import open_image
 from lvlm_interp.models.loading import load_model
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.plotting.page import write_lens_page

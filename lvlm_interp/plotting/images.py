@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from lvlm_interp.errors import UsageError
-from lvlm_interp.models.inputs.prompts import open_image
+from lvlm_interp.models.inputs.images import open_image
 from lvlm_interp.plotting import style
 
 _WORD_FONT = 6.0

@@ -19,7 +19,7 @@ from PIL import Image
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.files import atomic_write
 from lvlm_interp.lens import LensResult
-from lvlm_interp.models.inputs.prompts import open_image
+from lvlm_interp.models.inputs.images import open_image
 
 _TEMPLATES = files("lvlm_interp.plotting") / "templates"
 _LARGEST_SIDE = 1024

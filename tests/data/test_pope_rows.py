@@ -118,7 +118,11 @@ def test_wrong_captions_are_named(said, change, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "line 1: it is no JSON"), ("[1]", "line 1: expected an object"), ("", "holds no row")],
+    [
+        ("{", "line 1: it is not valid JSON"),
+        ("[1]", "line 1: expected a JSON object"),
+        ("", "holds no row"),
+    ],
 )
 def test_wrong_files_are_named(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"

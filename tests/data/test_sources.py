@@ -42,7 +42,8 @@ def test_an_evidence_pair_changes_its_truth_and_a_trigger_pair_does_not(images):
     assert (trigger.clean.answer, trigger.corrupt.answer) == ("yes", "yes")
     assert trigger.group == "7" and trigger.corrupt.boxes == {"object": (1, 2, 3, 4)}
     assert evidence.clean.image == images / "a.png"
-    assert evidence.clean.group == evidence.corrupt.group == "a.png"
+    # The same images as the pair that names its group.
+    assert evidence.group == evidence.clean.group == evidence.corrupt.group == "7"
 
 
 def test_corrupt_prompt_is_asked_on_the_corrupt_side_alone(images):
@@ -111,7 +112,7 @@ def test_a_folder_of_examples(images):
         name="e.jsonl",
     )
     first, second = load_examples(images)
-    assert first.labels == {"present": True} and first.group == str(images / "a.png")
+    assert first.labels == {"present": True} and first.group == second.group
     assert second.boxes == {"object": (0, 0, 4, 4)} and second.labels["truth"] == "yes"
     write(images, record | {"id": "x"}, record | {"id": "x"}, name="e.jsonl")
     with pytest.raises(DataError, match=r"e.jsonl, line 2, field 'id': 'x' is the id of .*line 1 "):

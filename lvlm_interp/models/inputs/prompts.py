@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from lvlm_interp.errors import InputError
+from lvlm_interp.models.inputs.images import images_of, open_image
 
 Sizes = list[list[tuple[int, int]]]
 
@@ -25,7 +23,7 @@ def build_batch(
             "This model was wrapped without a processor: pass one to li.wrap(), or give the "
             "model's own inputs as a mapping of tensors."
         )
-    images = [[open_image(image) for image in _images(row)] for row in rows]
+    images = [[open_image(image) for image in images_of(_image(row))] for row in rows]
     prompts = [_prompt(row) for row in rows]
     texts = [
         render_begun(processor, prompt, len(images[i]), getattr(rows[i], "reply", ""))
@@ -111,35 +109,21 @@ def answer_id(processor: Any, answer: str, reply: str = "") -> int:
     return token
 
 
-def open_image(image: Any) -> Image.Image:
-    """A PIL image in RGB from a PIL image or a path.
-
-    Raises:
-        InputError: There is no such file, or it is no image.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    path = Path(image)
-    if not path.is_file():
-        raise InputError(f"There is no image file {path}.")
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"The file {path} is not an image that Pillow can read.") from error
-
-
-def _images(row: Any) -> list[Any]:
-    image = row[0] if isinstance(row, tuple) else row.image
-    if image is None:
-        return []
-    return list(image) if isinstance(image, list | tuple) else [image]
+def _image(row: Any) -> Any:
+    return row[0] if isinstance(row, tuple) else row.image
 
 
 def _prompt(row: Any) -> str:
     prompt = row[1] if isinstance(row, tuple) else row.prompt
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"A prompt must be a non-empty text, not {prompt!r}.")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The prompt {prompt!r} holds half of a character (a lone surrogate), which no "
+            "tokenizer takes: decode the text as UTF-8 again."
+        ) from error
     return prompt
 
 
