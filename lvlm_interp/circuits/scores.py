@@ -34,7 +34,14 @@ from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.patching.batches import PairBatch, batches
 from lvlm_interp.patching.gradients import EMBED, Integration
-from lvlm_interp.patching.metrics import UNITS, Metric, Scorer, check_metric, name_of
+from lvlm_interp.patching.metrics import (
+    UNITS,
+    Metric,
+    Scorer,
+    check_metric,
+    name_of,
+    warn_flat_kl,
+)
 from lvlm_interp.results import Result, ResultTable, provenance
 from lvlm_interp.sites import Site
 
@@ -118,6 +125,8 @@ def score_edges(
             f"{', '.join(get_args(Method))} and 'noise' or 'denoise'."
         )
     integration = _integration(graph, method, integration)
+    if metric == "kl" and direction == "noise" and method == "eap":
+        warn_flat_kl("score_edges")
     found, cost = [], 0.0
     with tqdm(total=len(pairs), desc=f"edges, {method}", disable=not progress) as bar:
         for batch in list(batches(model, pairs, batch_size)):

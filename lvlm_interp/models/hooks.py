@@ -268,6 +268,11 @@ class Switchboard:
             self._close(tap, line)
 
     @property
+    def is_watched(self) -> bool:
+        """Whether any visitor is connected."""
+        return bool(self._lines)
+
+    @property
     def wants_attention(self) -> bool:
         """Whether anything is connected inside an attention function."""
         return bool(self.attention)

@@ -310,6 +310,11 @@ class LVLM:
             names = ", ".join(str(site) for site in sorted(missed, key=str))
             raise SiteError(f"The model ran but never reached {names}: the edit had no effect.")
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a recording or an edit is open, here or around the caller."""
+        return self._board.is_watched
+
     @contextmanager
     def _connected(
         self, visitors: Mapping[Site, Callable[[Tensor], Tensor | None]], order: int

@@ -30,7 +30,7 @@ from lvlm_interp.patching.batches import batches
 from lvlm_interp.patching.components import Choice, check_single_image, masks, unit_axis
 from lvlm_interp.patching.estimates import Estimator, qk_sites
 from lvlm_interp.patching.gradients import Integration
-from lvlm_interp.patching.metrics import Metric, check_metric, name_of
+from lvlm_interp.patching.metrics import Metric, check_metric, name_of, warn_flat_kl
 from lvlm_interp.patching.result import PatchResult
 from lvlm_interp.patching.rows import RowWriter
 from lvlm_interp.patching.runs import BaseRuns
@@ -90,14 +90,18 @@ def attribution_patch(
     kind = "unsigned attribution" if graddrop else "attribution"
     writer, cost = RowWriter(name_of(metric), direction, kind), 0.0
     wanted = [*chosen, *(site for site in qk_sites(chosen) if qk_fix and site not in chosen)]
+    # The clean run's logits are part of this metric, and here it is the run that is patched.
+    both = metric == "kl" and direction == "noise"
+    if both and integration is None:
+        warn_flat_kl("attribution_patch")
     with tqdm(total=len(pairs), desc="attribution", unit="pair", disable=not progress) as bar:
         for batch in list(batches(model, pairs, batch_size)):
-            runs = base_runs(model, batch, wanted, metric, direction, "full", target=False)
+            runs = base_runs(model, batch, wanted, metric, direction, "full", target=both)
             estimator = Estimator(model, runs, chosen, wanted, qk_fix, graddrop, integration)
             runs = estimator.runs
             for site in chosen:
                 _add_site(writer, runs, site, choice, estimator)
-            cost += len(batch) + estimator.cost
+            cost += (1 + both) * len(batch) + estimator.cost
             bar.update(len(batch))
     facts = provenance(
         model=model.name,

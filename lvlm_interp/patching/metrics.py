@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -99,6 +100,18 @@ def check_metric(metric: str | Metric) -> None:
             f"Unknown metric {metric!r}: expected one of {', '.join(METRICS)}, or a function of "
             "(logits at the answer, pairs) that returns one number per pair."
         )
+
+
+def warn_flat_kl(method: str) -> None:
+    """Say that every first-order estimate of KL at the clean run is 0, whatever the model does.
+
+    KL(p_clean || p) has its minimum there, so its gradient is 0.
+    """
+    warnings.warn(
+        f"{method}: the gradient of metric='kl' at the clean run is 0 by definition, so every score "
+        "is 0. Use direction='denoise', an integration along a path, or another metric.",
+        stacklevel=3,
+    )
 
 
 def name_of(metric: str | Metric) -> str:

@@ -37,10 +37,24 @@ def base_runs(
     """Run both sides of a batch once and keep the source's activations.
 
     Without `target` only the source runs, and its metric stands for both sides: the caller runs the
-    other side with gradients and fills it in.
+    other side with gradients and fills it in. A metric that compares with the clean run (`kl`)
+    needs the target where that is the clean run.
+
+    Where an edit or a recording is open around the call, every run is a full forward of its own
+    batch: branches have other positions and enter behind what an edit may change.
+
+    Raises:
+        UsageError: `fast` was asked for where such a context is open.
     """
+    if watched := model.is_watched:
+        if engine == "fast":
+            raise UsageError(
+                "engine='fast' is not exact here: an edit or a recording is open, and branches do "
+                "not pass it as a forward does. Use engine='auto', or leave that context first."
+            )
+        engine = "full"
     both = batch.both if target and all(can_branch(site) for site in sites) else None
-    if both is not None and both["input_ids"].numel() <= rows_at_once(model):
+    if both is not None and not watched and both["input_ids"].numel() <= rows_at_once(model):
         run = _in_one_forward(model, batch, both, sites, direction, engine)
     else:
         run = _one_by_one(model, batch, sites, direction, engine, target)
@@ -133,7 +147,7 @@ def run_components(
     if memory_mib <= 0:
         raise UsageError(f"memory_mib={memory_mib}: expected a bound in MiB above 0, such as 512.")
     outcomes: dict[int, Outcome] = {}
-    if engine != "full":
+    if engine != "full" and runs.recording is not None:
         outcomes = branch_outcomes(runs, todo, memory_mib, strict=engine == "fast")
     for index, component in enumerate(todo):
         if index in outcomes:

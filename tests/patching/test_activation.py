@@ -282,3 +282,41 @@ def test_bad_input_names_the_pair(model, pairs):
         activation_patch(model, pairs, batch_size=0, **QUIET)
     with pytest.raises(UsageError, match="memory_mib=0"):
         activation_patch(model, pairs, memory_mib=0, **QUIET)
+
+
+def test_an_edit_that_is_open_outside_is_in_every_run(model, pairs):
+    """Against a hand-made forward with both edits; branches would run the outer one elsewhere."""
+    at = torch.as_tensor(model.prepare(pairs[0].clean).tokens[0].within(pairs[0].box))
+
+    def silent(value):
+        value = value.clone()
+        value[:, at] = 0
+        return value
+
+    def blind(pattern):
+        pattern = pattern.clone()
+        pattern[..., at] = 0
+        return pattern
+
+    yes, no = model.answer_id("yes"), model.answer_id("no")
+    clean, corrupt = model.prepare(pairs[0].clean), model.prepare(pairs[0].corrupt)
+    for edit in ({"text.0.mlp_out": silent}, {"text.1.pattern": blind}):
+        with model.edit(edit):
+            found = activation_patch(model, pairs, "text.0.z", "all", **QUIET).table.frame
+            with model.record("text.0.z") as source:
+                model(clean)
+
+            def head(value, source=source["text.0.z"]):
+                value = value.clone()
+                value[:, :, 2] = source[:, :, 2]
+                return value
+
+            with model.edit({"text.0.z": head}):
+                logits = model.last_logits(corrupt)[0]
+            with pytest.raises(UsageError, match="an edit or a recording is open"):
+                activation_patch(model, pairs, engine="fast", **QUIET)
+        row = found[(found.pair == pairs[0].id) & (found["head"] == 2)]
+        assert row.path.item() == "full"
+        assert row.m_patched.item() == pytest.approx(float(logits[yes] - logits[no]), abs=1e-5)
+    # Nothing is left behind: the fast engine is itself again.
+    assert set(activation_patch(model, pairs, **QUIET).table.frame.path) == {"shared_prefix"}

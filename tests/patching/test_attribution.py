@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lvlm_interp.circuits import Graph, score_edges
 from lvlm_interp.errors import UsageError
 from lvlm_interp.patching import Integration, activation_patch, attribution_patch
 
@@ -103,3 +104,27 @@ def test_options_that_exclude_each_other(model, pairs):
         attribution_patch(model, pairs, graddrop=True, integration=Integration(), **QUIET)
     with pytest.raises(UsageError, match="gets no gradient"):
         attribution_patch(model, pairs, "vision.0.z", integration=Integration(), **QUIET)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_kl_is_measured_against_the_clean_run_in_either_direction(model, pairs, direction):
+    options = {"metric": "kl", "positions": "all", "direction": direction, **QUIET}
+    exact = activation_patch(model, pairs, **options).table.frame
+    path = Integration(steps=64)
+    found = attribution_patch(model, pairs, "text.0.resid_pre", integration=path, **options)
+    frame = found.table.frame
+    np.testing.assert_allclose(frame.m_clean, 0, atol=1e-6)
+    corrupt = dict(zip(exact.pair, exact.m_corrupt, strict=True))
+    np.testing.assert_allclose(frame.m_corrupt, frame.pair.map(corrupt), atol=1e-6)
+    change = (frame.m_corrupt - frame.m_clean) * (1 if direction == "noise" else -1)
+    np.testing.assert_allclose(frame.value, change, atol=2e-3)
+
+
+def test_first_order_kl_at_the_clean_run_is_zero_and_said_so(model, pairs):
+    options = {"metric": "kl", "direction": "noise", **QUIET}
+    with pytest.warns(UserWarning, match="is 0 by definition"):
+        found = attribution_patch(model, pairs, **options)
+    np.testing.assert_allclose(found.table.frame.value, 0, atol=1e-6)
+    with pytest.warns(UserWarning, match="score_edges: .* 0 by definition"):
+        edges = score_edges(model, pairs[:1], Graph.of(model, vision=False), **options)
+    assert float(edges.values.abs().max()) < 1e-6
