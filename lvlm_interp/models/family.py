@@ -73,6 +73,16 @@ def has_part(module: nn.Module, path: str) -> bool:
         return False
 
 
+ATTENTION_NORMS = (
+    "input_layernorm",
+    "layer_norm1",
+    "norm1",
+    "layernorm_before",
+    "self_attn_layer_norm",
+)
+"""What architectures call the norm in front of the attention."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Paths inside one transformer block (defaults: a pre-norm Llama block).
@@ -92,6 +102,9 @@ class Block:
         sum_norms: Norms over residual + branch (post-norm blocks), by the site they give:
             `resid_mid` or `resid_cross`, and `resid_post`.
         flat_mlp: Whether the block flattens batch and positions for its MLP.
+        attn_norm: The norm in front of q, k and v; empty for the first of `ATTENTION_NORMS` that
+            the block has.
+        mlp: Modules that the MLP calls one after the other; empty for the parent of `down`.
     """
 
     attn: str = "self_attn"
@@ -111,6 +124,8 @@ class Block:
     sum_norms: Mapping[str, str] = field(default_factory=dict)
     flat_mlp: bool = False
     gated: bool = False
+    attn_norm: str = ""
+    mlp: tuple[str, ...] = ()
 
     def of(self, block: nn.Module) -> Block:
         """The data that holds for one block of a tower whose blocks differ."""
@@ -120,6 +135,26 @@ class Block:
         """The cross-attention branch, where the block has one."""
         found = self.cross is not None and has_part(block, self.cross.attn.split(".")[0])
         return self.cross if found else None
+
+    @property
+    def mlp_path(self) -> tuple[str, ...]:
+        """Modules that the MLP calls one after the other, its norms left out."""
+        return self.mlp or (self.down.rpartition(".")[0] or self.mlp_out,)
+
+    def attn_norm_of(self, block: nn.Module) -> str:
+        """Path of the norm in front of q, k and v in one block.
+
+        Raises:
+            ModelError: None is known.
+        """
+        names = (self.attn_norm,) if self.attn_norm else ATTENTION_NORMS
+        for name in names:
+            if not self.sum_norms and hasattr(block, name):
+                return name
+        raise ModelError(
+            f"{type(block).__name__} has no norm in front of its attention (looked for "
+            f"{', '.join(names)}), so what its heads read of a residual stream is not known."
+        )
 
     @property
     def own(self) -> Branch:

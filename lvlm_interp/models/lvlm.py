@@ -19,6 +19,7 @@ from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, READ, Switchboard, T
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.inputs.maps import check, token_maps
 from lvlm_interp.models.inputs.prompts import answer_id, build_batch
+from lvlm_interp.models.maps.unembedding import Unembedding
 from lvlm_interp.models.taps import packed_modules, taps_of
 from lvlm_interp.sites import Site, select
 
@@ -107,17 +108,12 @@ class LVLM:
     @property
     def d_vocab(self) -> int:
         """Number of tokens it can predict."""
-        return self.unembedding.shape[0]
+        return self.config.get_text_config().vocab_size
 
-    @property
-    def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
-        """W_U, transposed as Hugging Face stores it."""
-        return self.tap("logits").module.weight  # pyright: ignore[reportReturnType]
-
-    @property
-    def final_norm(self) -> torch.nn.Module:
-        """The norm between the last residual stream and the unembedding."""
-        return self.tap("text.final_norm").module
+    @cached_property
+    def unembed(self) -> Unembedding:
+        """Logits of any residual stream: the final norm, the head, and what is behind it."""
+        return Unembedding(self)
 
     def sites(self, patterns: str | Site | Iterable[str | Site] = "*") -> list[Site]:
         """Declared sites that match names or globs, in the order of the forward.

@@ -130,23 +130,30 @@ def _branch_taps(
 def _projection_taps(
     block: nn.Module, where: Branch, size: TowerShape, outer: View
 ) -> dict[str, Tap]:
-    if where.qkv:
-        fused = at(block, where.qkv)
-        return {
-            name: Tap(fused, "output", outer.then(fused_heads(i, size.n_heads, size.d_head)))
-            for i, name in enumerate("qkv")
-        }
     counts = {"q": size.n_heads, "k": size.n_kv_heads, "v": size.n_kv_heads}
-    views = {name: outer.then(heads(n, size.d_head)) for name, n in counts.items()}
-    if where.gated:
-        views["q"] = outer.then(heads(size.n_heads, 2 * size.d_head)).then(leading(size.d_head))
-    taps = {name: Tap(at(block, getattr(where, name)), "output", views[name]) for name in counts}
+    taps = {
+        name: Tap(
+            at(block, where.qkv or getattr(where, name)),
+            "output",
+            outer.then(head_view(where, name, n, size.d_head)),
+        )
+        for name, n in counts.items()
+    }
     if where.tiled_keys:
         frame = Frame(block)
         for name in "kv":
             view = regrouped(frame).then(heads(counts[name], size.d_head))
             taps[name] = replace(taps[name], view=view, frame=frame)
     return taps
+
+
+def head_view(branch: Branch, part: str, n: int, d_head: int) -> View:
+    """q, k or v of each head, out of the last axis of what a projection of the branch gives."""
+    if branch.qkv:
+        return fused_heads("qkv".index(part), n, d_head)
+    if branch.gated and part == "q":
+        return heads(n, 2 * d_head).then(leading(d_head))
+    return heads(n, d_head)
 
 
 def _mlp_taps(block: nn.Module, where: Block, outer: View) -> dict[str, Tap]:

@@ -49,6 +49,7 @@ QFORMER_BLOCK = Block(
     mlp_norm="intermediate_query",
     down="output_query.dense",
     mlp_out="output_query.dense",
+    mlp=("intermediate_query", "output_query.dense"),
     cross=_branch("crossattention", entry="crossattention"),
     sum_norms={
         "attn_out": "attention.output.LayerNorm",
@@ -64,6 +65,7 @@ OPT_BLOCK = Block(
     mlp_norm="final_layer_norm",
     down="fc2",
     mlp_out="fc2",
+    mlp=("fc1", "activation_fn", "fc2"),
     flat_mlp=True,
 )
 
