@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.maps import BlockMaps
 from lvlm_interp.sites import Site
 
 NORMS = ("final", "none")
@@ -58,17 +59,10 @@ class Decoder:
             raise UsageError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}.")
         self.model = model
         self.norm = norm
-        self._softcap = _softcap(model)
 
     def logits(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_vocab"]:
         """Logits in float32; the gradient flows if `hidden` has one."""
-        if self.norm == "final":
-            hidden = self.model.final_norm(hidden)
-        # The module and not its weight: an unembedding may have a bias.
-        logits = self.model.tap("logits").module(hidden).float()
-        return (
-            logits if self._softcap is None else torch.tanh(logits / self._softcap) * self._softcap
-        )
+        return self.model.unembed(hidden, norm=self.norm == "final").float()
 
     def chunks(
         self, hidden: Float[Tensor, "token d_model"], chunk_bytes: int = CHUNK_BYTES
@@ -209,14 +203,9 @@ def head_outputs(
 ) -> Float[Tensor, "head token d_model"]:
     """What each head alone adds to the residual stream: z_h W_O^h, without the bias.
 
-    Where a norm follows the output projection (Gemma-2 and -3), this is what the head gives to that
-    norm.
+    A norm behind the output projection (Gemma-2 and -3) keeps the scale that it has in this run;
+    LayerScale and gates are in it.
     """
-    weight: Any = model.tap(site).module.weight
-    per_head = weight.unflatten(1, (z.shape[1], z.shape[2]))
-    return torch.einsum("thd,mhd->htm", z, per_head)
-
-
-def _softcap(model: LVLM) -> float | None:
-    text = getattr(model.config, "text_config", model.config)
-    return getattr(text, "final_logit_softcapping", None)
+    assert site.layer is not None
+    maps = BlockMaps(model, site.tower, site.layer, crossed=site.name.startswith("cross_"))
+    return maps.writes(z).heads.to(z.dtype)

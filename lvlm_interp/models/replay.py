@@ -31,7 +31,6 @@ from torch.nn.functional import linear
 
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, Reroute, rerouted
-from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.models.recording import Cuts, Layer, Recording, first, record_run
 from lvlm_interp.models.replay_attention import Branching, replaying, serving
 from lvlm_interp.sites import Site
@@ -101,17 +100,11 @@ def run_branches(
     assert hidden is not None
     if not sweep.narrows:
         hidden = sweep.answers(hidden)
-    logits = _unembed(recording.model, hidden[:, :, 0]).transpose(0, 1)
+    logits = recording.model.unembed(hidden[:, :, 0]).transpose(0, 1)
     back = torch.empty(len(order) + null, dtype=torch.long, device=logits.device)
     places = torch.arange(len(back), device=logits.device)
     back[torch.tensor([*[0] * null, *(i + null for i in order)], device=back.device)] = places
     return logits[back]
-
-
-def _unembed(model: LVLM, rows: Tensor) -> Tensor:
-    logits = model.tap("logits").module(model.final_norm(rows))
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if not cap else torch.tanh(logits / cap) * cap
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,8 @@ Elhage et al. 2021. The residual stream at the answer is a sum; with the scale o
 frozen at the run's own value the logits are linear in it, so the terms sum to the logit difference.
 The stream starts with the *merged* embedding (image features at image positions). Biases are terms
 of their own. Branches that pass a norm of their own before they are added (Gemma) keep its scale.
+What heads write and what the head says is asked of the modules, so that adapters and quantised
+weights are in it; terms are summed in float32.
 """
 
 from __future__ import annotations
@@ -13,20 +15,19 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.data.examples import ContrastPair
-from lvlm_interp.errors import ModelError, UsageError
+from lvlm_interp.errors import UsageError
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.lvlm import LVLM, Keep
+from lvlm_interp.models.maps import BlockMaps
 from lvlm_interp.patching.batches import PairBatch, batches
 from lvlm_interp.patching.metrics import Scorer
 from lvlm_interp.results import Result, ResultTable, provenance
 from lvlm_interp.sites import Site
 
-_LARGE = 1e4  # large enough that a norm's epsilon does not show
 Term = tuple[int | None, str, int | None]
 
 
@@ -90,17 +91,19 @@ def _frame(
     model: LVLM, batch: PairBatch, cache: ActivationCache, per_head: bool, run: str
 ) -> pd.DataFrame:
     stream = cache[Site("text", model.n_layers - 1, "resid_post")]
-    weight = model.unembedding
-    direction = weight[batch.answer] - weight[batch.foil]
-    final = FrozenNorm(model.final_norm, stream)
-    terms = _terms(model, cache, per_head)
-    terms[(None, "other", None)] = stream - sum(terms.values())  # zero where every branch is known
+    final = model.unembed.frozen(stream)
+    direction, offset = model.unembed.direction(batch.answer, batch.foil)
+    direction, offset = direction.to(final.device), offset.to(final.device)
+    terms = {
+        term: part.to(final.device).float() for term, part in _terms(model, cache, per_head).items()
+    }
+    # Zero where every branch is known, up to the rounding of half precision.
+    terms[(None, "other", None)] = stream.to(final.device).float() - sum(terms.values())
     values = {term: (final(part) * direction).sum(-1) for term, part in terms.items()}
     values[(None, "norm_bias", None)] = (final.bias * direction).sum(-1)
-    bias = getattr(model.tap("logits").module, "bias", None)
-    if bias is not None:
-        values[(None, "unembed_bias", None)] = bias[batch.answer] - bias[batch.foil]
-    logits = model.tap("logits").module(model.final_norm(stream))
+    if bool(offset.any()):
+        values[(None, "unembed_bias", None)] = offset
+    logits = model.unembed.uncapped(stream)
     m = Scorer("logit_diff", batch.pairs, batch.answer, batch.foil)(logits)
     rows = [
         {
@@ -130,72 +133,26 @@ def _terms(model: LVLM, cache: ActivationCache, per_head: bool) -> dict[Term, Te
     """What was added to the residual stream at the answer; each `pair d_model`."""
     terms: dict[Term, Tensor] = {(None, "embed", None): cache[Site("text", 0, "resid_pre")]}
     for layer in range(model.n_layers):
-        if Site("text", layer, "cross_attn_out") in cache:
-            crossed = Site("text", layer, "cross_attn_out")
-            terms[(layer, "cross_attn_out", None)] = cache[crossed]
-        elif per_head:
+        split = per_head and Site("text", layer, "z") in cache
+        if split:
             terms |= _head_terms(model, cache, layer)
-        else:
-            terms[(layer, "attn_out", None)] = cache[Site("text", layer, "attn_out")]
-        terms[(layer, "mlp_out", None)] = cache[Site("text", layer, "mlp_out")]
+        for name in ("attn_out", "cross_attn_out", "mlp_out"):
+            site = Site("text", layer, name)
+            if site in cache and not (split and name == "attn_out"):
+                terms[(layer, name, None)] = cache[site]
         if layer + 1 < model.n_layers:
             after = cache[Site("text", layer + 1, "resid_pre")]
-            added = after - cache[Site("text", layer, "resid_post")]
-            if bool(added.any()):
+            before = cache[Site("text", layer, "resid_post")].to(after.device)
+            if bool((added := after - before).any()):
                 terms[(layer, "deepstack", None)] = added
     return terms
 
 
 def _head_terms(model: LVLM, cache: ActivationCache, layer: int) -> dict[Term, Tensor]:
-    z = cache[Site("text", layer, "z")]
-    projection = model.tap(Site("text", layer, "z")).module
-    added = model.tap(Site("text", layer, "attn_out"))
-    weight, bias = projection.weight, getattr(projection, "bias", None)
-    assert isinstance(weight, Tensor)
-    split = weight.unflatten(1, (z.shape[1], z.shape[2]))  # d_model head d_head
-    each = torch.einsum("bhd,mhd->bhm", z, split)
-    total = each.sum(1) + (0 if bias is None else bias)
-    norm = None if added.module is projection else FrozenNorm(added.module, total)
+    written = BlockMaps(model, "text", layer).writes(cache[Site("text", layer, "z")])
     terms: dict[Term, Tensor] = {
-        (layer, "z", head): each[:, head] if norm is None else norm(each[:, head])
-        for head in range(z.shape[1])
+        (layer, "z", head): each for head, each in enumerate(written.heads)
     }
-    if isinstance(bias, Tensor):
-        spread = bias.expand_as(total)
-        terms[(layer, "attn_bias", None)] = spread if norm is None else norm(spread)
+    if bool(written.rest.any()):
+        terms[(layer, "attn_bias", None)] = written.rest
     return terms
-
-
-class FrozenNorm:
-    """A norm with its scale frozen at one input, so that it is linear.
-
-    Layer norm: w * (x - mean(x)) / std + b. RMS norm: w * x / rms, in whichever way the weight is
-    stored (Gemma adds 1 to it), read off from the norm's answer to a constant input.
-    """
-
-    def __init__(self, norm: nn.Module, stream: Float[Tensor, "pair d_model"]) -> None:
-        self.centred = isinstance(norm, nn.LayerNorm)
-        out = norm(stream)
-        if isinstance(norm, nn.LayerNorm):
-            ones = torch.ones_like(stream[0])
-            self.weight = ones if norm.weight is None else norm.weight
-            self.bias = torch.zeros_like(ones) if norm.bias is None else norm.bias
-        else:
-            self.weight = norm(torch.full_like(stream[:1], _LARGE))[0]
-            self.bias = torch.zeros_like(self.weight)
-        shaped = self._shape(stream)
-        self.scale = ((out - self.bias) * shaped).sum(-1, keepdim=True)
-        self.scale = self.scale / shaped.square().sum(-1, keepdim=True)
-        error = (self(stream) + self.bias - out).abs().max()
-        if float(error) > 1e-3 * max(1.0, float(out.abs().max())):
-            raise ModelError(
-                f"The norm {type(norm).__name__} is neither a layer norm nor an RMS norm (off by "
-                f"{float(error):.1e}), so its scale cannot be frozen."
-            )
-
-    def __call__(self, part: Float[Tensor, "pair d_model"]) -> Float[Tensor, "pair d_model"]:
-        """The part's share of the norm's output, without the bias."""
-        return self._shape(part) * self.scale
-
-    def _shape(self, part: Tensor) -> Tensor:
-        return (part - part.mean(-1, keepdim=True) if self.centred else part) * self.weight

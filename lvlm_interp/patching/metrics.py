@@ -108,8 +108,8 @@ def warn_flat_kl(method: str) -> None:
     KL(p_clean || p) has its minimum there, so its gradient is 0.
     """
     warnings.warn(
-        f"{method}: the gradient of metric='kl' at the clean run is 0 by definition, so every score "
-        "is 0. Use direction='denoise', an integration along a path, or another metric.",
+        f"{method}: the gradient of metric='kl' at the clean run is 0 by definition, so every "
+        "score is 0. Use direction='denoise', an integration along a path, or another metric.",
         stacklevel=3,
     )
 

@@ -113,7 +113,7 @@ def test_relevance_of_a_planted_single_token_task_falls_on_that_token(model, inp
     try:
         with torch.no_grad():
             weight.zero_()
-            weight[:, first] = model.unembedding[token]
+            weight[:, first] = model.hf.get_output_embeddings().weight[token]
         with model.edit(edits):
             found = relevance(model, inputs, ["yes"] * 3)
     finally:

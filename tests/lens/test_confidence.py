@@ -11,7 +11,7 @@ WORDS = ["ring", "circle", "square"]
 
 def light_up(model, inputs, at, word, gain=200.0):
     """An edit behind the last layer that makes some positions say a word."""
-    direction = model.unembedding[model.answer_id(word)].detach()
+    direction = model.hf.get_output_embeddings().weight[model.answer_id(word)].detach()
 
     def edit(value):
         new = value.clone()

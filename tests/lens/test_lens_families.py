@@ -153,7 +153,7 @@ def test_internal_confidence_is_the_maximum_over_layers_and_image_tokens(name: s
     for row, tokens in enumerate(inputs.tokens):
         states = torch.stack([cache[site][row][tokens.image] for site in cache.sites])
         with torch.no_grad():
-            probs = head(model.final_norm(states)).softmax(-1)[..., sorted(ids)].sum(-1)
+            probs = head(model.unembed.norm(states)).softmax(-1)[..., sorted(ids)].sum(-1)
         value = found.table.select(metric="internal_confidence", example=f"e{row}").frame["value"]
         assert float(value.iloc[0]) >= float(probs.max()) - 1e-6
         assert float(value.iloc[0]) == pytest.approx(
@@ -185,7 +185,7 @@ def test_a_word_put_at_the_object_is_found_there(name: str) -> None:
     model, word = model_of(name), "dog"
     examples = some()
     inputs = model.prepare(examples)
-    direction = model.unembedding[_first_id(model, word)].detach()
+    direction = model.hf.get_output_embeddings().weight[_first_id(model, word)].detach()
 
     def light(value: torch.Tensor) -> torch.Tensor:
         new = value.clone()

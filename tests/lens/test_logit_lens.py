@@ -34,7 +34,9 @@ def test_norm_none_is_the_bare_unembedding(model, inputs):
     lens = logit_lens(model, inputs, sites="text.1.resid_mid", words=["ring"], norm="none")
     _, cache = model.run_with_cache(inputs, "text.1.resid_mid")
     states = lens.selection.gather(cache["text.1.resid_mid"])
-    expected = (states @ model.unembedding.T).softmax(-1)[:, model.answer_id("ring")]
+    expected = (states @ model.hf.get_output_embeddings().weight.T).softmax(-1)[
+        :, model.answer_id("ring")
+    ]
     np.testing.assert_allclose(lens.prob("ring")[0], expected.detach().numpy(), rtol=1e-4)
     other = logit_lens(model, inputs, sites="text.1.resid_mid", words=["ring"])
     assert not np.allclose(other.prob("ring"), lens.prob("ring"))

@@ -46,7 +46,7 @@ def test_kl_is_that_of_torch(small):
     logits, cache = small.run_with_cache(inputs, "text.0.resid_post")
     rows = [tokens.real for tokens in inputs.tokens]
     with torch.no_grad():
-        read = small.hf.lm_head(small.final_norm(cache["text.0.resid_post"])).log_softmax(-1)
+        read = small.hf.lm_head(small.unembed.norm(cache["text.0.resid_post"])).log_softmax(-1)
         kl = torch.nn.functional.kl_div(
             read, logits.log_softmax(-1), reduction="none", log_target=True
         ).sum(-1)

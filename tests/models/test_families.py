@@ -77,7 +77,7 @@ def test_last_residual_through_norm_and_unembedding_gives_the_logits(name: str) 
     last = f"text.{model.n_layers - 1}.resid_post"
     logits, cache = model.run_with_cache(inputs_of(name), last)
     with torch.no_grad():
-        expected = model.hf.get_output_embeddings()(model.final_norm(cache[last]))
+        expected = model.hf.get_output_embeddings()(model.unembed.norm(cache[last]))
     torch.testing.assert_close(logits, expected, **EXACT)
 
 

@@ -92,7 +92,8 @@ def test_edits_act_at_their_positions_and_head_alone(model):
 def test_the_direction_of_the_answer_moves_the_answer(model, examples):
     """Towards unembedding(answer) - unembedding(foil) before the last norm: beyond random ones."""
     chosen = [e for e in examples if e.answer == "yes"][:16]
-    gap = model.unembedding[model.answer_id("yes")] - model.unembedding[model.answer_id("no")]
+    words = model.hf.get_output_embeddings().weight
+    gap = words[model.answer_id("yes")] - words[model.answer_id("no")]
     vector = (gap / gap.norm()).detach().numpy()
     found = Direction("text.1.resid_post", "last", None, vector, np.zeros(32, np.float32), 1.0)
     moved = causal_effect(model, chosen, found, mode="add", scale=2.0, n_random=8, progress=False)
@@ -128,9 +129,9 @@ def test_the_untrained_model_has_the_shape_and_other_weights(model, examples):
     other = untrained_model(model, seed=3)
     names = {n: p.shape for n, p in model.hf.named_parameters()}
     assert {n: p.shape for n, p in other.hf.named_parameters()} == names
-    ours, theirs = model.unembedding, other.unembedding
+    ours, theirs = (each.hf.get_output_embeddings().weight for each in (model, other))
     assert not torch.allclose(ours, theirs)
-    again = untrained_model(model, seed=3).unembedding
+    again = untrained_model(model, seed=3).hf.get_output_embeddings().weight
     assert torch.equal(theirs, again)
 
 

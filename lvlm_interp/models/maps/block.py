@@ -49,14 +49,25 @@ class BlockMaps:
         n_heads, n_kv_heads, d_head: Of its attention.
     """
 
-    def __init__(self, model: LVLM, tower: str, layer: int) -> None:
+    def __init__(self, model: LVLM, tower: str, layer: int, *, crossed: bool | None = None) -> None:
+        """Maps of a block's own attention, or of its cross-attention.
+
+        Args:
+            model: The model.
+            tower: Its tower.
+            layer: Index of the block.
+            crossed: Which of the two; by default its own where it has both.
+
+        Raises:
+            ModelError: The block has no such attention.
+        """
         data = next(each for each in model.family.towers if each.name == tower)
         self.block, self._where = data.blocks(model.hf)[layer]
         self.tower, self.layer = tower, layer
-        self.crossed = not self._where.attn
-        cross = data.block.cross_of(self.block)
-        branch = cross if self.crossed else self._where.own
-        assert branch is not None
+        self.crossed = not self._where.attn if crossed is None else crossed
+        branch = data.block.cross_of(self.block) if self.crossed else self._where.own
+        if branch is None or not branch.o:
+            raise ModelError(f"Block {layer} of the {tower} tower has no such attention.")
         self._branch: Branch = branch
         size = model.towers[tower]
         self.n_heads, self.n_kv_heads, self.d_head = size.n_heads, size.n_kv_heads, size.d_head

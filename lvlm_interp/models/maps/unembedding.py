@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.hooks import rerouted
-from lvlm_interp.models.maps.linear import FrozenNorm, called
 from lvlm_interp.models.inputs.sample import synthetic_inputs
+from lvlm_interp.models.maps.linear import FrozenNorm, called
 
 if TYPE_CHECKING:
     from lvlm_interp.models.lvlm import LVLM
@@ -63,8 +63,15 @@ class Unembedding:
             stream: As behind the last block.
             norm: Whether the final norm is still to be applied.
         """
+        return self.tail(self._said(stream, norm))
+
+    def uncapped(self, stream: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
+        """Logits in front of a soft cap, which are linear in the normed stream."""
+        return Tail(self.tail.scale)(self._said(stream, norm=True))
+
+    def _said(self, stream: Tensor, norm: bool) -> Tensor:
         stream = stream.to(self._model.dtype)
-        return self.tail(called(self.head, called(self.norm, stream) if norm else stream))
+        return called(self.head, called(self.norm, stream) if norm else stream)
 
     def frozen(self, stream: Float[Tensor, "... d_model"]) -> FrozenNorm:
         """The final norm with its scale frozen at a stream.
@@ -84,7 +91,9 @@ class Unembedding:
         """
         model = self._model
         with torch.enable_grad():
-            hidden = torch.zeros(len(answer), model.d_model, dtype=model.dtype, device=answer.device)
+            hidden = torch.zeros(
+                len(answer), model.d_model, dtype=model.dtype, device=answer.device
+            )
             raw = called(self.head, hidden.requires_grad_())
             rows = torch.arange(len(answer), device=raw.device)
             at = raw[rows, answer.to(raw.device)] - raw[rows, foil.to(raw.device)]
@@ -120,15 +129,18 @@ def _fitted(said: Tensor, got: Tensor) -> Tail:
     """The scale and the cap between what a head said and the logits that came."""
     if torch.equal(said, got):
         return Tail()
-    small = (said.abs() < 0.1) & (said != 0)
-    scale = float((got[small] / said[small]).mean())
-    top = float(got.abs().max())
-    cap = top if top < 0.9 * abs(scale) * _SPREAD else None
+    top, size = float(got.abs().max()), got.abs()
+    slope = float((got / said)[(said.abs() < 1) & (said != 0)].mean())
+    cap = top if top < 0.5 * abs(slope) * _SPREAD else None
+    clear = (said != 0) & (size < 0.5 * top)
+    before = got if cap is None else torch.atanh(got.clamp(-top, top) / cap) * cap
+    scale = float((before / said)[clear].mean())
+    scale = 1.0 if abs(scale - 1.0) < 1e-3 else scale  # half precision
     tail = Tail(scale, cap)
     error = float((tail(said) - got).abs().max() / got.abs().max().clamp_min(1e-6))
     if error > 1e-2:
         raise ModelError(
-            "The model changes the logits behind its head by neither a scale nor a soft cap (off by "
-            f"{error:.1e}), so that a residual stream cannot be read as words."
+            "The model changes the logits behind its head by neither a scale nor a soft cap (off "
+            f"by {error:.1e}), so that a residual stream cannot be read as words."
         )
     return tail
