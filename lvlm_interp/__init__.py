@@ -19,6 +19,7 @@ _PUBLIC = {
     "build_pairs": "lvlm_interp.data.build_pairs:build_pairs",
     "circuits": "lvlm_interp.circuits",
     "collect": "lvlm_interp.activations.memory:collect",
+    "evaluation": "lvlm_interp.evaluation",
     "extract": "lvlm_interp.activations.extract:extract",
     "lens": "lvlm_interp.lens",
     "load_examples": "lvlm_interp.data.sources:load_examples",

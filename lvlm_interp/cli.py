@@ -48,6 +48,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "score every localisation method on models whose guilty component is known",
         "lvlm_interp.circuits.command:benchmark",
     ),
+    "score": (
+        "score anyone's answers to a published benchmark, by a rule with a name",
+        "lvlm_interp.evaluation.command:score",
+    ),
     "models": (
         "the supported families, or the self-check of one checkpoint",
         "lvlm_interp.models.command:main",
