@@ -11,7 +11,7 @@ and the quadrature have names.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -275,7 +275,7 @@ def _gradients(task: EdgeTask, integration: Integration | None) -> Iterator[dict
     start, end = task.run["pixel_values"], task.other_inputs["pixel_values"]
     for point in integration.points:
         tensors = {**task.run.tensors, "pixel_values": start + point * (end - start)}
-        inputs = Inputs(tensors, task.run.tokens, task.run.examples)
+        inputs = replace(task.run, tensors=tensors)
         yield receiver_gradients(task.model, task.graph, inputs, task.score)[0]
 
 
@@ -305,7 +305,7 @@ def _tile(inputs: Inputs, n: int) -> Inputs:
         name: value.repeat(n, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) else value
         for name, value in inputs.tensors.items()
     }
-    return Inputs(tensors, inputs.tokens * n, inputs.examples * n)
+    return replace(inputs, tensors=tensors, tokens=inputs.tokens * n, examples=inputs.examples * n)
 
 
 def _frame(

@@ -15,6 +15,7 @@ from torch import nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.hooks import Tap, View
+from lvlm_interp.models.inputs.rows import RowContext, RowsByTower, entries_by_tokens
 from lvlm_interp.sites import Site
 from lvlm_interp.tokens import ImageLayout
 
@@ -272,6 +273,8 @@ class Family:
         final_norm, lm_head: Paths.
         layout: Where the image's tokens come from; one `ImageLayout` per image of a row.
         n_images: Number of images in a batch, from the inputs.
+        rows: Which tiles, patches and windows belong to which row, by tower (`vision`, `qformer`),
+            `projector`, and name of a site of `extra_taps`.
         pixels: Inputs of one small random image, from the configuration: for the self-check.
         image_token: Name of the placeholder's id in the configuration.
         needs: Inputs that must come with an image.
@@ -279,7 +282,7 @@ class Family:
         variant: The data that holds for one configuration, where checkpoints differ.
         enters: How the image enters, in words.
         special: What is special, in words.
-        extra_taps: Further sites.
+        extra_taps: Further sites, whose rows have the site's name in `rows`.
     """
 
     name: str
@@ -295,6 +298,7 @@ class Family:
     final_norm: str = "model.language_model.norm"
     lm_head: str = "lm_head"
     n_images: Callable[[Mapping[str, Any]], int] = one_per_image
+    rows: Callable[[RowContext], RowsByTower] = entries_by_tokens
     pixels: Callable[[Any], dict[str, Any]] = no_pixels
     image_token: str = "image_token_id"
     needs: tuple[str, ...] = ("pixel_values",)
@@ -303,6 +307,12 @@ class Family:
     enters: str = "tokens merged into the prompt"
     special: str = ""
     extra_taps: Callable[[nn.Module], dict[Site, Tap]] = field(default=lambda _hf: {})
+
+    def rows_of(self, config: Any, tensors: Mapping[str, Any]) -> RowsByTower:
+        """Rows of every tower in a run on these inputs; none without an image."""
+        if tensors.get("pixel_values") is None:
+            return {}
+        return self.rows(RowContext(config, tensors, getattr(config, self.image_token, None)))
 
 
 @dataclass(frozen=True)

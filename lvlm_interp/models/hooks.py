@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,6 @@ class View:
 
 
 AS_IS = View(lambda raw: raw, lambda raw, new: new)
-BATCH_OF_ONE = View(lambda raw: raw[None], lambda raw, new: new[0])
-"""For towers that flatten the patches of all images into one axis."""
 
 
 def heads(n: int, d_head: int) -> View:
@@ -117,6 +115,17 @@ class Frame:
         return self.kwargs["hidden_states"] if "hidden_states" in self.kwargs else self.args[0]
 
 
+@runtime_checkable
+class Follower(Protocol):
+    """What follows calls of a model while a view needs to know of them."""
+
+    def open(self) -> None:
+        """Start to follow."""
+
+    def close(self) -> None:
+        """Stop, once nobody needs it."""
+
+
 Reroute = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
 """Gets a module's own forward and the arguments of a call; returns what the call gives."""
 
@@ -173,7 +182,7 @@ class Tap:
     where: str
     view: View = AS_IS
     keyword: str = "hidden_states"
-    frame: Frame | None = None
+    frame: Follower | None = None
     ndim: int | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +20,9 @@ from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, READ, Switchboard, T
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.inputs.maps import check, token_maps
 from lvlm_interp.models.inputs.prompts import answer_id, build_batch
+from lvlm_interp.models.inputs.rows import RowsByTower
 from lvlm_interp.models.maps.unembedding import Unembedding
-from lvlm_interp.models.taps import packed_modules, taps_of
+from lvlm_interp.models.taps import packed_modules, run_of, taps_of
 from lvlm_interp.sites import Site, select
 
 Edit = Callable[[Tensor], Tensor]
@@ -45,7 +47,8 @@ class LVLM:
         self.processor = processor
         self.family = family
         self.name = name or hf.config.model_type
-        self._taps = taps_of(hf, family)
+        self._run = run_of(hf, family)
+        self._taps = taps_of(hf, family, self._run)
         self._board = Switchboard()
         self._selected: dict[Any, list[Site]] = {}
         self._packed = packed_modules(hf, family)
@@ -155,7 +158,11 @@ class LVLM:
         tensors, sizes, prompts = build_batch(self.processor, rows, padding_side)
         check(self.family, self.config, tensors)
         maps = token_maps(self.family, self.config, self.processor, tensors, sizes, prompts)
-        return Inputs(tensors, maps, tuple(rows)).to(self.device, self.dtype)
+        made = Inputs(tensors, maps, tuple(rows), self._rows_of)
+        return made.to(self.device, self.dtype)
+
+    def _rows_of(self, tensors: Mapping[str, Any]) -> RowsByTower:
+        return self.family.rows_of(self.config, tensors)
 
     def as_inputs(self, inputs: Inputs | Mapping[str, Any]) -> Inputs:
         """Inputs as they are, or the model's own tensors by name, checked.
@@ -165,11 +172,11 @@ class LVLM:
         """
         check(self.family, self.config, inputs)
         if isinstance(inputs, Inputs):
-            return inputs
+            return inputs if inputs.rows_of else replace(inputs, rows_of=self._rows_of)
         tensors = dict(inputs)
         prompts = [None] * len(tensors["input_ids"])
         maps = token_maps(self.family, self.config, self.processor, tensors, None, prompts)
-        return Inputs(tensors, maps).to(self.device, self.dtype)
+        return Inputs(tensors, maps, rows_of=self._rows_of).to(self.device, self.dtype)
 
     def answer_id(self, answer: str, reply: str = "") -> int:
         """Id of the first token of an answer as the chat template continues with it.
@@ -203,7 +210,7 @@ class LVLM:
         mask = tensors.get("attention_mask")
         if mask is not None and bool(mask.all()):
             del tensors["attention_mask"]  # SDPA pays for a mask that masks nothing
-        with torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad), self._run.noting(ready):
             return self.hf(**tensors, use_cache=False, **kwargs).logits
 
     def last_logits(
@@ -339,7 +346,7 @@ class LVLM:
         """
         ready = self.as_inputs(inputs)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **kwargs}
-        with self.edit(edits or {}):
+        with self.edit(edits or {}), self._run.noting(ready):
             out = self.hf.generate(**ready.tensors, **options)
         new = out[:, ready["input_ids"].shape[1] :]
         if self.processor is None:

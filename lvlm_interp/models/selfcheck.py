@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,6 @@ class _Run:
         self.one = one
         self.blocks = _by_block(model.sites())
         self.n = FIRST + max(len(names) for names in self.blocks.values())
-        self.flat = {tower.name for tower in model.family.towers if tower.flat}
         self.report = CheckReport(model.name, TOLERANCE.get(model.dtype, 1e-2), self.n)
         self.seen: dict[str, Passage] = {}
         self.reads: dict[Site, float] = {}
@@ -201,11 +200,9 @@ class _Run:
         added = self.notes.pop(key, None)
         if added is None:
             return 0.0
-        out = torch.zeros_like(value)
-        out[self._image_mask(value)] = added.flatten(0, -2).to(value)
         self._effect(site, value - before)
-        self._read(site, (value - before - out).abs().max() / value.abs().max())
-        return out
+        self._read(site, (value - before - added).abs().max() / value.abs().max())
+        return added
 
     def _leave(self, site: Site, value: Tensor) -> Tensor:
         self.seen["resid_post"] = Passage(value, value)
@@ -297,11 +294,8 @@ class _Run:
     # -- rows ------------------------------------------------------------------------------------
 
     def _rows(self, value: Tensor, site: Site) -> Tensor:
-        """`row rest ...`: a site's value by row, whatever its axes are."""
-        axis = 0
-        if value.shape[0] % self.n or site.tower in self.flat:
-            axis = 2 if site.name in ("scores", "pattern") else 1
-        return value.unflatten(axis, (self.n, -1)).movedim(axis, 0)
+        """`row rest ...`: a site's value by row."""
+        return value.unflatten(0, (self.n, -1))
 
     def _reset(self, value: Tensor, site: Site) -> Tensor:
         out = value.clone()
@@ -315,9 +309,12 @@ class _Run:
         finite = target[target.abs() < torch.finfo(value.dtype).max / 4]
         scale = 0.5 * finite.float().std().clamp(min=1e-3)
         noise = torch.randn(target.shape, dtype=torch.float32).to(value.device) * scale
-        if site.name == "mlp_out":
-            # Positions that a gate shuts off (Mllama before the image) take nothing up.
+        if site.name in ("mlp_out", "deepstack"):
+            # Positions that a gate shuts off (Mllama before the image), and those that deepstack
+            # does not reach, take nothing up.
             noise = noise * (target != 0).any(-1, keepdim=True)
+        elif site.name == "pattern" and site.tower != "text":
+            noise = noise * (target != 0)  # tiles of an image do not read each other
         # Masked scores stay masked: a number beside the smallest one would overflow to -inf.
         target.copy_(
             torch.where(target.abs() < torch.finfo(value.dtype).max / 4, target + noise, target)
@@ -349,7 +346,7 @@ def _repeat(one: Inputs, n: int) -> Inputs:
         name: torch.cat([value] * n) if isinstance(value, Tensor) else value
         for name, value in one.tensors.items()
     }
-    return Inputs(tensors, one.tokens * n)
+    return replace(one, tensors=tensors, tokens=one.tokens * n)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -14,10 +15,8 @@ from lvlm_interp.errors import ModelError
 from lvlm_interp.models.family import Block, Branch, Family, Scale, Tower, TowerShape, shape_of
 from lvlm_interp.models.hooks import (
     AS_IS,
-    BATCH_OF_ONE,
     Frame,
     Tap,
-    View,
     fused_heads,
     heads,
     leading,
@@ -25,6 +24,8 @@ from lvlm_interp.models.hooks import (
     scaled,
     unflattened,
 )
+from lvlm_interp.models.inputs.run import CurrentRun
+from lvlm_interp.models.views import TowerViews, by_row, tower_views
 from lvlm_interp.sites import Site
 
 
@@ -40,12 +41,23 @@ def at(module: nn.Module, path: str) -> nn.Module:
     return found
 
 
-def taps_of(hf: Any, family: Family) -> dict[Site, Tap]:
+def run_of(hf: Any, family: Family) -> CurrentRun:
+    """What follows the runs of a model and knows their rows."""
+    return CurrentRun(hf, partial(family.rows_of, hf.config))
+
+
+def taps_of(hf: Any, family: Family, run: CurrentRun | None = None) -> dict[Site, Tap]:
     """Every declared site of a model and where it passes, in the order of the forward.
+
+    Args:
+        hf: The Hugging Face model.
+        family: Of the model.
+        run: From `run_of`; one of its own by default.
 
     Raises:
         ModelError: A path of the family is not in the model.
     """
+    run = run_of(hf, family) if run is None else run
     taps: dict[Site, Tap] = {}
     try:
         for tower in family.towers:
@@ -53,16 +65,18 @@ def taps_of(hf: Any, family: Family) -> dict[Site, Tap]:
                 taps[Site("projector", None, "out")] = Tap(
                     at(hf, family.projector),
                     "output",
-                    family.projector_view or AS_IS,
+                    (family.projector_view or AS_IS).then(by_row(run, "projector")),
                     keyword=family.projector_field,
+                    frame=run,
                 )
                 module, keyword = family.embed
                 where = "input" if keyword else "output"
                 taps[Site("text", None, "embed")] = Tap(at(hf, module), where, keyword=keyword)
-            taps.update(_tower_taps(hf, tower))
+            taps.update(_tower_taps(hf, tower, run))
         taps[Site("text", None, "final_norm")] = Tap(at(hf, family.final_norm), "output")
         taps[Site("text", None, "logits")] = Tap(at(hf, family.lm_head), "output")
-        taps.update(family.extra_taps(hf))
+        for site, tap in family.extra_taps(hf).items():
+            taps[site] = replace(tap, view=tap.view.then(by_row(run, site.name)), frame=run)
     except AttributeError as error:
         raise ModelError(
             f"The model does not have the parts of the family {family.name}: {error}. "
@@ -81,61 +95,75 @@ def packed_modules(hf: Any, family: Family) -> list[nn.Module]:
     ]
 
 
-def _tower_taps(hf: Any, tower: Tower) -> dict[Site, Tap]:
+def _tower_taps(hf: Any, tower: Tower, run: CurrentRun) -> dict[Site, Tap]:
     size = shape_of(hf, tower)
-    outer = BATCH_OF_ONE if tower.flat else AS_IS
+    text = tower.name == "text"
+    views = TowerViews() if text else tower_views(run, tower.name, flat=tower.flat)
     taps: dict[Site, Tap] = {}
     for layer, (block, where) in enumerate(tower.blocks(hf)):
-        for name, tap in _block_taps(block, where, tower.block, size, outer).items():
+        for name, tap in _block_taps(block, where, tower.block, size, views).items():
             taps[Site(tower.name, layer, name)] = tap
     if tower.final_norm and tower.name != "text":
         taps[Site(tower.name, None, "final_norm")] = Tap(
-            at(hf, tower.final_norm), "output", outer, ndim=None if tower.flat else 3
+            at(hf, tower.final_norm),
+            "output",
+            views.positions,
+            frame=run,
+            ndim=None if tower.flat else 3,
         )
     return taps
 
 
 def _block_taps(
-    block: nn.Module, where: Block, general: Block, size: TowerShape, outer: View
+    block: nn.Module, where: Block, general: Block, size: TowerShape, views: TowerViews
 ) -> dict[str, Tap]:
-    taps = {"resid_pre": Tap(block, "input", outer)}
+    taps = {"resid_pre": Tap(block, "input", views.positions, frame=views.run)}
     if where.attn:
-        taps |= _branch_taps(block, where.own, size, outer, "", rotary=True)
+        taps |= _branch_taps(block, where.own, size, views, "", rotary=True)
     elif where.attn_out:
-        out = Tap(at(block, where.attn_out), "output", outer)
+        out = Tap(at(block, where.attn_out), "output", views.positions, frame=views.run)
         taps["attn_out"] = _with_scale(out, block, where.attn_scale)
     cross = general.cross_of(block)
     if cross is not None:
         if cross.entry:
-            taps["resid_cross"] = Tap(at(block, cross.entry), "input", outer)
-        taps |= _branch_taps(block, cross, size, outer, "cross_", rotary=False)
-    return taps | _mlp_taps(block, where, outer)
+            entry = at(block, cross.entry)
+            taps["resid_cross"] = Tap(entry, "input", views.positions, frame=views.run)
+        taps |= _branch_taps(block, cross, size, views, "cross_", rotary=False)
+    return taps | _mlp_taps(block, where, views)
 
 
 def _branch_taps(
-    block: nn.Module, branch: Branch, size: TowerShape, outer: View, prefix: str, *, rotary: bool
+    block: nn.Module,
+    branch: Branch,
+    size: TowerShape,
+    views: TowerViews,
+    prefix: str,
+    *,
+    rotary: bool,
 ) -> dict[str, Tap]:
     attn = at(block, branch.attn)
-    z_view = outer.then(heads(size.n_heads, size.d_head))
+    run, z_view = views.run, views.positions.then(heads(size.n_heads, size.d_head))
     parts = ("rot_q", "rot_k", "scores", "pattern") if rotary else ("scores", "pattern")
-    out = Tap(at(block, branch.out), "output", outer)
+    out = Tap(at(block, branch.out), "output", views.positions, frame=run)
     return {
-        **{prefix + k: tap for k, tap in _projection_taps(block, branch, size, outer).items()},
-        **{prefix + part: Tap(attn, part) for part in parts},
-        prefix + "z": Tap(at(block, branch.o), "input", z_view, keyword="input"),
+        **{prefix + k: tap for k, tap in _projection_taps(block, branch, size, views).items()},
+        **{prefix + part: Tap(attn, part, views.of_part(part), frame=run) for part in parts},
+        prefix + "z": Tap(at(block, branch.o), "input", z_view, keyword="input", frame=run),
         prefix + "attn_out": _with_scale(out, block, branch.scale),
     }
 
 
 def _projection_taps(
-    block: nn.Module, where: Branch, size: TowerShape, outer: View
+    block: nn.Module, where: Branch, size: TowerShape, views: TowerViews
 ) -> dict[str, Tap]:
+    outer, run = views.positions, views.run
     counts = {"q": size.n_heads, "k": size.n_kv_heads, "v": size.n_kv_heads}
     taps = {
         name: Tap(
             at(block, where.qkv or getattr(where, name)),
             "output",
             outer.then(head_view(where, name, n, size.d_head)),
+            frame=run,
         )
         for name, n in counts.items()
     }
@@ -156,9 +184,11 @@ def head_view(branch: Branch, part: str, n: int, d_head: int) -> View:
     return heads(n, d_head)
 
 
-def _mlp_taps(block: nn.Module, where: Block, outer: View) -> dict[str, Tap]:
-    frame = Frame(block) if where.flat_mlp else None
-    view = unflattened(frame) if frame is not None else outer
+def _mlp_taps(block: nn.Module, where: Block, views: TowerViews) -> dict[str, Tap]:
+    frame, view = views.run, views.positions
+    if where.flat_mlp:
+        frame = Frame(block)
+        view = unflattened(frame)
     out = Tap(at(block, where.mlp_out), "output", view, frame=frame)
     taps: dict[str, Tap] = {}
     if where.mlp_norm:
@@ -169,7 +199,7 @@ def _mlp_taps(block: nn.Module, where: Block, outer: View) -> dict[str, Tap]:
     return {
         **taps,
         "mlp_out": _with_scale(out, block, where.mlp_scale),
-        "resid_post": Tap(block, "output", outer),
+        "resid_post": Tap(block, "output", views.positions, frame=views.run),
     }
 
 
@@ -185,6 +215,8 @@ def _with_scale(tap: Tap, block: nn.Module, scale: Scale | None) -> Tap:
     if scale is None:
         return tap
     scale_factor(block, scale)  # a wrong path must fail on load
-    frame = Frame(block) if scale.row_mask else None
-    view = scaled(lambda: scale_factor(block, scale, frame.kwargs if frame else None))
+    if not scale.row_mask:
+        return replace(tap, view=tap.view.then(scaled(lambda: scale_factor(block, scale))))
+    frame = Frame(block)
+    view = scaled(lambda: scale_factor(block, scale, frame.kwargs))
     return replace(tap, view=tap.view.then(view), frame=frame)

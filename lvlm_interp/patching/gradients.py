@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -174,7 +174,7 @@ def _along_pixels(
     start, end = target["pixel_values"], source["pixel_values"]
     for point in integration.points:
         tensors: dict[str, Any] = {**target.tensors, "pixel_values": start + point * (end - start)}
-        yield gradient_run(model, Inputs(tensors, target.tokens, target.examples), sites, score)
+        yield gradient_run(model, replace(target, tensors=tensors), sites, score)
 
 
 def _gated(gates: dict[tuple[str, int], bool]) -> dict[str | Site, Edit]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.families.geometry import random_pixels, tokens_without_place
 from lvlm_interp.models.family import CLIP_BLOCK, Block, Branch, Family, ImageContext, Tower
+from lvlm_interp.models.inputs.rows import RowContext, RowsByTower, entries_by_tokens
 from lvlm_interp.tokens import ImageLayout
 
 NOTE = "query tokens stand for the whole image: ask qformer.N.cross_pattern where each one looks"
@@ -17,6 +20,14 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     """`num_query_tokens` queries per image."""
     n = context.config.num_query_tokens
     return [tokens_without_place(n, "query", NOTE) for _ in context.sizes]
+
+
+def rows_with_instruction(context: RowContext) -> RowsByTower:
+    """The Q-Former's queries, then the words of its instruction, of which padding is ignored."""
+    plain = entries_by_tokens(context)
+    mask = context.tensors["qformer_attention_mask"].bool().cpu()
+    queries = torch.ones(len(mask), context.config.num_query_tokens, dtype=torch.bool)
+    return {**plain, "qformer": replace(plain["qformer"], real=torch.cat([queries, mask], 1))}
 
 
 def pixels(config: Any) -> dict[str, Any]:
@@ -131,6 +142,7 @@ INSTRUCTBLIP = replace(
     FAMILY,
     name="instructblip",
     model_types=("instructblip",),
+    rows=rows_with_instruction,
     needs=("pixel_values", "qformer_input_ids", "qformer_attention_mask"),
     special=FAMILY.special + "; the Q-Former reads the instruction too: its positions follow the "
     "queries, and sites behind the first branch hold the queries alone",

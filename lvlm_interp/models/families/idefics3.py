@@ -15,6 +15,7 @@ from lvlm_interp.models.families.geometry import (
     without_boxes,
 )
 from lvlm_interp.models.family import CLIP_BLOCK, Family, ImageContext, Tower
+from lvlm_interp.models.inputs.rows import RowContext, Rows, RowsByTower
 from lvlm_interp.tokens import ImageLayout
 
 
@@ -56,6 +57,13 @@ def _unknown(context: ImageContext) -> ImageLayout:
     return joined([without_boxes(part, note) for part in parts])
 
 
+def rows(context: RowContext) -> RowsByTower:
+    """The tiles of each row, without those that are all zero, as the model itself drops them."""
+    tiles = context.tensors["pixel_values"]
+    real = (tiles != 0).flatten(2).any(-1).sum(1).tolist()
+    return dict.fromkeys(("vision", "projector"), Rows.counted(real))
+
+
 def pixels(config: Any) -> dict[str, Any]:
     """One image in one tile."""
     side = config.vision_config.image_size
@@ -76,6 +84,7 @@ FAMILY = Family(
         Tower("text", "model.text_model.layers", "text_config"),
     ),
     layout=layout,
+    rows=rows,
     pixels=pixels,
     projector="model.connector",
     embed=("model.text_model", "inputs_embeds"),

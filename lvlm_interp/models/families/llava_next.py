@@ -23,6 +23,7 @@ from lvlm_interp.models.families.geometry import (
 )
 from lvlm_interp.models.families.llava import TEXT, VISION
 from lvlm_interp.models.family import Family, ImageContext
+from lvlm_interp.models.inputs.rows import RowContext, Rows, RowsByTower, images_of_rows
 from lvlm_interp.tokens import ImageLayout
 
 
@@ -126,6 +127,30 @@ def _with_newlines(grid: ImageLayout) -> ImageLayout:
     return joined(parts)
 
 
+def rows(context: RowContext) -> RowsByTower:
+    """One entry per tile: the base view of an image, then its tiles."""
+    config = context.config
+    sizes = [(width, height) for height, width in context.tensors["image_sizes"].tolist()]
+    tiled = [True] * len(sizes)
+    groups = context.tensors.get("batch_num_images")
+    if groups is not None:
+        tiled = [count == 1 for count in groups.tolist() for _ in range(count)]
+    known = list(zip(sizes, tiled, strict=True))
+    lengths = [len(image_layout(config, size, tiled=cut)) for size, cut in known]
+    entries = [1 + _n_tiles(config, size) if cut else 1 for size, cut in known]
+    counts, first = [], 0
+    for count in images_of_rows(context.slots, lengths):
+        counts.append(sum(entries[first : first + count]))
+        first += count
+    return dict.fromkeys(("vision", "projector"), Rows.counted(counts))
+
+
+def _n_tiles(config: Any, size: Size) -> int:
+    side = config.vision_config.image_size
+    height, width = select_best_resolution((size[1], size[0]), config.image_grid_pinpoints)
+    return (height // side) * (width // side)
+
+
 def pixels(config: Any) -> dict[str, Any]:
     """One image of the vision tower's size, with as many tiles as the model cuts it into."""
     side = config.vision_config.image_size
@@ -142,6 +167,7 @@ FAMILY = Family(
     model_types=("llava_next",),
     towers=(VISION, TEXT),
     layout=layout,
+    rows=rows,
     pixels=pixels,
     variant=lambda config: with_vision(FAMILY, config),
     needs=("pixel_values", "image_sizes"),

@@ -11,6 +11,7 @@ import torch
 from lvlm_interp.models.families.geometry import random_pixels, tokens_without_place
 from lvlm_interp.models.family import Block, Branch, Family, ImageContext, Scale, Tower
 from lvlm_interp.models.hooks import FLAT_POSITIONS
+from lvlm_interp.models.inputs.rows import FILL, RowContext, Rows, RowsByTower
 from lvlm_interp.tokens import ImageLayout
 
 NOTE = (
@@ -27,6 +28,25 @@ def layout(context: ImageContext) -> list[ImageLayout]:
 def n_images(tensors: Mapping[str, Any]) -> int:
     """Images of all rows."""
     return tensors["pixel_values"].shape[0] * tensors["pixel_values"].shape[1]
+
+
+def rows(context: RowContext) -> RowsByTower:
+    """One entry per image, all its tiles in it; rows with fewer images have padding for the rest.
+
+    Padding inside of an image (tiles and patches) counts as a position: the tower computes it and
+    other positions read it.
+    """
+    held = context.tensors["pixel_values"].shape[1]
+    counts = torch.tensor(context.slots)
+    image = torch.arange(int(counts.max()) if len(counts) else 0)
+    index = torch.arange(len(counts))[:, None] * held + image
+    index[image >= counts[:, None]] = FILL
+    tiles, vision = context.tensors["pixel_values"].shape[2], context.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    seen = torch.arange(held) < counts[:, None]
+    real = seen.repeat_interleave(tiles * patches, dim=1)
+    whole = Rows(torch.arange(len(counts))[:, None], len(counts), real=real)
+    return {"vision": Rows(index, len(counts) * held), "projector": whole}
 
 
 def pixels(config: Any) -> dict[str, Any]:
@@ -85,6 +105,7 @@ FAMILY = Family(
     ),
     layout=layout,
     n_images=n_images,
+    rows=rows,
     pixels=pixels,
     projector_view=FLAT_POSITIONS,
     embed=("model.language_model.embed_tokens", ""),

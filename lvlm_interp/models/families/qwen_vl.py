@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.vision_utils import get_vision_window_index
 
 from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
 from lvlm_interp.models.family import Block, Family, ImageContext, Tower
-from lvlm_interp.models.hooks import BATCH_OF_ONE, Tap
+from lvlm_interp.models.hooks import Tap
+from lvlm_interp.models.inputs.rows import FILL, RowContext, Rows, RowsByTower
 from lvlm_interp.sites import Site
 from lvlm_interp.tokens import ImageLayout
 
@@ -34,6 +36,37 @@ def n_images(tensors: Mapping[str, Any]) -> int:
     return len(tensors["image_grid_thw"])
 
 
+def rows(context: RowContext) -> RowsByTower:
+    """The tower's tokens are the placeholders of the batch in order; each is of several patches.
+
+    What deepstack adds stands at the placeholders' positions in the prompt.
+    """
+    slots, merge = context.slots, context.config.vision_config.spatial_merge_size
+    places = context.placeholders
+    added = torch.full(places.shape, FILL)
+    added[places] = torch.arange(sum(slots))
+    return {
+        "vision": Rows.counted([slot * merge**2 for slot in slots], flat=True),
+        "projector": Rows.counted(slots, flat=True),
+        "deepstack": Rows(added, sum(slots), flat=True),
+    }
+
+
+def rows_in_windows(context: RowContext) -> RowsByTower:
+    """The same where the tower's blocks see the patches in the order of attention windows."""
+    vision = context.config.vision_config
+    merge = vision.spatial_merge_size
+    order, _ = get_vision_window_index(
+        context.tensors["image_grid_thw"].cpu(), merge, vision.window_size, vision.patch_size
+    )
+    # order[i] is the token that stands at i; a site wants where each token stands, and its patches.
+    place = order.argsort()[:, None] * merge**2 + torch.arange(merge**2)
+    plain = rows(context)
+    index = plain["vision"].index
+    moved = torch.where(index == FILL, FILL, place.flatten()[index.clamp(min=0)])
+    return {**plain, "vision": replace(plain["vision"], index=moved)}
+
+
 def pixels(config: Any) -> dict[str, Any]:
     """One image of four by six patches."""
     vision = config.vision_config
@@ -51,7 +84,7 @@ def deepstack_taps(hf: nn.Module) -> dict[Site, Tap]:
     """What each merger adds to the image positions behind its block of the language model."""
     mergers = hf.model.visual.deepstack_merger_list  # pyright: ignore[reportAttributeAccessIssue]
     return {
-        Site("text", layer, "deepstack"): Tap(merger, "output", BATCH_OF_ONE)
+        Site("text", layer, "deepstack"): Tap(merger, "output")
         for layer, merger in enumerate(mergers)  # pyright: ignore[reportArgumentType]
     }
 
@@ -76,9 +109,9 @@ FAMILY = Family(
     towers=(_vision(FUSED, width="embed_dim"), TEXT),
     layout=layout,
     n_images=n_images,
+    rows=rows,
     pixels=pixels,
     projector="model.visual",
-    projector_view=BATCH_OF_ONE,
     projector_field="pooler_output",
     needs=("pixel_values", "image_grid_thw", "mm_token_type_ids"),
     special="the images of a batch share one axis of patches; M-RoPE; fused q, k, v in the tower",
@@ -89,7 +122,8 @@ QWEN2_5 = replace(
     name="qwen2_5_vl",
     model_types=("qwen2_5_vl",),
     towers=(_vision(replace(FUSED, down="mlp.down_proj")), TEXT),
-    special=FAMILY.special + "; window attention, so the tower's patches are in window order",
+    rows=rows_in_windows,
+    special=FAMILY.special + "; window attention (sites have the patches in the processor's order)",
 )
 
 QWEN3 = replace(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lvlm_interp.errors import InputError
+from lvlm_interp.models.inputs.rows import RowsByTower
 from lvlm_interp.tokens import TokenMap
 
 
@@ -20,11 +24,13 @@ class Inputs(Mapping[str, Any]):
         tensors: Inputs by the model's names: ids, masks, pixels, grids, token types.
         tokens: One map per row.
         examples: What the rows were made of, where they were made by `LVLM.prepare`.
+        rows_of: How the model's family finds the rows of its towers.
     """
 
     tensors: Mapping[str, Any]
     tokens: tuple[TokenMap, ...]
     examples: tuple[Any, ...] = field(default=(), repr=False)
+    rows_of: Callable[[Mapping[str, Any]], RowsByTower] | None = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> Any:
         return self.tensors[name]
@@ -45,6 +51,32 @@ class Inputs(Mapping[str, Any]):
         """Position at which each row's answer is predicted; shape `batch`."""
         return torch.tensor([tokens.last for tokens in self.tokens])
 
+    @cached_property
+    def rows(self) -> RowsByTower:
+        """Which tiles, patches and windows of each tower belong to which row.
+
+        Raises:
+            InputError: The inputs were made without a model, or do not say it.
+        """
+        if self.rows_of is None:
+            raise InputError(
+                "These inputs know no model, so not how its towers lay out rows: make them with "
+                "model.prepare() or model.as_inputs()."
+            )
+        return self.rows_of(self.tensors)
+
+    def real(self, row: int, tower: str, n_positions: int) -> np.ndarray:
+        """Positions of a row that a tower's sites really have, of `n_positions` with the padding.
+
+        Args:
+            row: Index of the row.
+            tower: `text`, or a tower or place whose rows the family knows.
+            n_positions: Positions of the site.
+        """
+        if tower == "text" or tower not in self.rows:
+            return self.tokens[row].real
+        return np.flatnonzero(self.rows[tower].mask(n_positions)[row].numpy())
+
     def halves(self) -> tuple[Inputs, Inputs] | None:
         """The first and the second half of the rows, of which each has as many tokens and patches.
 
@@ -57,8 +89,8 @@ class Inputs(Mapping[str, Any]):
         cut = {name: value.chunk(2) for name, value in tensors.items()}
         first, second = ({name: parts[i] for name, parts in cut.items()} for i in range(2))
         return (
-            Inputs(first, self.tokens[:n], self.examples[:n]),
-            Inputs(second, self.tokens[n:], self.examples[n:]),
+            replace(self, tensors=first, tokens=self.tokens[:n], examples=self.examples[:n]),
+            replace(self, tensors=second, tokens=self.tokens[n:], examples=self.examples[n:]),
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Inputs:
