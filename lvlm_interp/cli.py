@@ -58,7 +58,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lvlm_interp.evaluation.command:score",
     ),
     "models": (
-        "the supported families, or the self-check of one checkpoint",
+        "every architecture, verified or refused and why; the proofs of any of them",
         "lvlm_interp.models.command:main",
     ),
     "lens": (
@@ -165,12 +165,12 @@ def _run(name: str, arguments: list[str]) -> int:
 
 def _as_typed(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
     """Options the way people type them: dashes for underscores, flags bare, lists with commas."""
-    flags = {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if isinstance(parameter.default, bool)
-    }
-    lists = {name for name, kind in _kinds(function).items() if "list" in str(kind)}
+    kinds = _kinds(function)
+    parameters = inspect.signature(function).parameters
+    flags = {name for name, each in parameters.items() if isinstance(each.default, bool)}
+    # A flag that may also take a word.
+    open_ = {name for name in flags if "str" in str(kinds.get(name))}
+    lists = {name for name, kind in kinds.items() if "list" in str(kind)}
     typed: list[str] = []
     for index, word in enumerate(arguments):
         if not word.startswith("--"):
@@ -181,8 +181,9 @@ def _as_typed(function: Callable[..., Any], arguments: Sequence[str]) -> list[st
         option = option.replace("-", "_")
         value = _as_list(value) if equals and option in lists else value
         typed.append(f"--{option}{equals}{value}")
-        following = arguments[index + 1 : index + 2]
-        if option in flags and not equals and following not in (["true"], ["false"]):
+        following = "".join(arguments[index + 1 : index + 2])
+        takes = option in open_ and following and not following.startswith("--")
+        if option in flags and not (equals or takes or following in ("true", "false")):
             typed.append("true")
     return typed
 

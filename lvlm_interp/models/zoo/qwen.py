@@ -103,15 +103,13 @@ LINEAR = {
     "linear_num_key_heads": 2,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "layer_types": ["full_attention", "linear_attention"],
 }
 
 
 def _qwen3_5(kind: str, **more: Any) -> dict[str, Any]:
     vision = {k: v for k, v in qwen3_vl()["vision_config"].items() if not k.startswith("deep")}
-    text = text_config(
-        kind, num_hidden_layers=3, head_dim=8, rope_parameters=INTERLEAVED, **LINEAR, **more
-    )
+    text = text_config(kind, head_dim=8, rope_parameters=INTERLEAVED, **LINEAR, **more)
     return dict(vision_config=vision, text_config=text, **QWEN_IDS)
 
 
