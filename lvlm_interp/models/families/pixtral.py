@@ -10,6 +10,7 @@ import torch
 from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
 from lvlm_interp.models.families.llava import TEXT, n_read
 from lvlm_interp.models.family import Block, Family, ImageContext, Tower
+from lvlm_interp.models.inputs.rows import RowContext, Rows, RowsByTower
 from lvlm_interp.tokens import ImageLayout
 
 BLOCK = Block(
@@ -38,6 +39,15 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     return layouts
 
 
+def rows(context: RowContext) -> RowsByTower:
+    """The tower's tokens are the placeholders of the batch in order; each is of several patches."""
+    slots, merge = context.slots, context.config.spatial_merge_size
+    return {
+        "vision": Rows.counted([slot * merge**2 for slot in slots], flat=True),
+        "projector": Rows.counted(slots, flat=True),
+    }
+
+
 def pixels(config: Any) -> dict[str, Any]:
     """One image of two by three tokens."""
     cell = config.vision_config.patch_size * config.spatial_merge_size
@@ -58,10 +68,12 @@ MISTRAL3 = Family(
             "vision_config",
             BLOCK,
             n_read=n_read,
+            packed=True,
         ),
         TEXT,
     ),
     layout=layout,
+    rows=rows,
     pixels=pixels,
     needs=("pixel_values", "image_sizes"),
     special="the patches of all images of a batch stand on one axis and see their own image only; "
@@ -73,7 +85,11 @@ LIGHTON_OCR = replace(
     name="lighton_ocr",
     model_types=("lighton_ocr",),
     towers=(
-        Tower("vision", "model.vision_encoder.transformer.layers", "vision_config", BLOCK),
+        replace(
+            MISTRAL3.towers[0],
+            layers="model.vision_encoder.transformer.layers",
+            n_read=lambda _config, n: n,
+        ),
         TEXT,
     ),
     projector="model.vision_projection",

@@ -69,14 +69,23 @@ def _merged(model: LVLM, make: Maker, picture: Image.Image) -> tuple[Tensor, Any
 
 @torch.no_grad()
 def batches(model: LVLM, make: Maker, pictures: Sequence[Image.Image]) -> float:
-    """Largest relative difference of a row in a batch of unlike rows from its single run."""
+    """Largest relative difference of a row in a batch of unlike rows from its single run.
+
+    Compared are the logits, what the projector gives and the last streams of the vision tower.
+    """
     words = [6, 9, 4][: len(pictures)]
     together = make(pictures, words)
-    logits, worst = model(together), 0.0
+    last = model.sites("vision.*.resid_post")[-1]
+    sites = [site for site in (last, *model.sites("projector.out")) if model.family.merged]
+    logits, cache = model.run_with_cache(together, sites)
+    worst = 0.0
     for index, (picture, n) in enumerate(zip(pictures, words, strict=True)):
         alone = make([picture], [n])
+        single, own = model.run_with_cache(alone, sites)
         real = together.tokens[index].real
-        worst = max(worst, off(logits[index, real], model(alone)[0, alone.tokens[0].real]))
+        worst = max(worst, off(logits[index, real], single[0, alone.tokens[0].real]))
+        for site in sites:
+            worst = max(worst, off(cache[site][index, : own[site].shape[1]], own[site][0]))
     return worst
 
 

@@ -69,7 +69,7 @@ def _hidden_states(model: LVLM, inputs: Inputs) -> float:
         expected = states[layer].clone()
         if layer and (added := f"text.{layer - 1}.deepstack") in cache:
             # transformers records a block's output before deepstack features are added to it.
-            expected[:, inputs.tokens[0].image] += cache[added]
+            expected += cache[added]
         worst = max(worst, off(cache[f"text.{layer}.resid_pre"], expected))
     return worst
 
