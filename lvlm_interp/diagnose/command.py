@@ -21,7 +21,6 @@ def main(
     batch_size: int = 64,
     resume: bool = False,
     force: bool = False,
-    skip_bad: bool = False,
 ) -> None:
     """Find at which level a model goes wrong, where inside, and whether acting there mends it.
 
@@ -33,8 +32,7 @@ def main(
         seed: Of everything random.
         batch_size: Rows in a forward.
         resume: Go on with an unfinished run (or start one).
-        force: Replace another run in the output folder; what is not of a run stays.
-        skip_bad: Leave wrong lines of the data out, and list them.
+        force: Replace another run in the output folder.
     """
     outcome = diagnose(
         model,
@@ -45,7 +43,6 @@ def main(
         batch_size=batch_size,
         resume=resume,
         force=force,
-        skip_bad=skip_bad,
     )
     show(outcome, Console())
 
@@ -57,10 +54,9 @@ def show(outcome: Outcome, console: Console) -> None:
         console.print(
             Panel(
                 f"[bold]{escape(headline(entry))}[/bold]\n{escape(entry['verdict'])}",
-                title=f"{escape(level)} level: {mark}",
+                title=f"{level} level: {mark}",
                 title_align="left",
                 border_style="red" if entry["found"] else "green",
             )
         )
-    where = outcome.folder / "report.html"
-    console.print(f"Report: {where}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)

@@ -1,29 +1,38 @@
 """The registered attention function: reads and edits rotary q and k, scores and pattern.
 
 transformers looks its attention function up by name. While something is connected inside
-attention, the model's implementation is ours, and it is what it was afterwards. Modules that
-nobody asked about still run SDPA.
+attention, the model's implementation is ours (`runs`), and it is what it was afterwards. Modules
+that nobody asked about still run SDPA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
+from lvlm_interp.errors import ModelError
 from lvlm_interp.models.hooks import Line, Switchboard
+from lvlm_interp.models.runs import Names
 
 NAME = "lvlm_interp"
 PACKED = "lvlm_interp_flash"
 """For towers that flatten all images into one axis: transformers gives an implementation whose
 name holds "flash" the whole axis and the lengths of its parts (images, windows) in one call, where
 others are called once per part. One call per layer is what a site is."""
+
+KNOWN = (
+    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k is_causal sliding_window position_ids "
+    "output_attentions output_hidden_states output_router_logits num_items_in_batch use_cache "
+    "past_key_values cache_position"
+).split()
+"""Arguments that change nothing here: the mask says the same, or they are for others."""
 
 _boards: list[Switchboard] = []
 
@@ -56,6 +65,7 @@ def attend(
     Returns:
         z as `batch query_pos head d_head`, and the pattern.
     """
+    refuse_unknown(module, kwargs, {name for board in _boards for name in board.inputs})
     lines = _lines_of(module)
     ends = kwargs.pop("cu_seq_lens_q", None)
     if ends is not None and not lines:
@@ -66,6 +76,8 @@ def attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if attention_mask is None and ends is None:
+        attention_mask = _implied_mask(module, query, key, kwargs.get("is_causal"))
     query, key = _carry(lines, "rot_q", query, swap=True), _carry(lines, "rot_k", key, swap=True)
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -74,12 +86,29 @@ def attend(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is not None:
-        scores = scores + attention_mask[..., : key.shape[-2]]
+        scores = _masked(scores, attention_mask[..., : key.shape[-2]])
     scores = _carry(lines, "scores", scores)
     pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     pattern = _carry(lines, "pattern", pattern)
     pattern = nn.functional.dropout(pattern, p=dropout, training=module.training)
     return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:  # made for SDPA, by who calls the Hugging Face model directly
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def _implied_mask(
+    module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None
+) -> Tensor | None:
+    """What SDPA takes no mask to mean: causal where the module says so, from the first key on."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    n, m = query.shape[2], key.shape[2]
+    if not causal or n == 1:
+        return None
+    return torch.ones(1, 1, n, m, dtype=torch.bool, device=query.device).tril()
 
 
 def _attend_parts(
@@ -109,59 +138,55 @@ for _name in (NAME, PACKED):
     AttentionMaskInterface.register(_name, eager_mask)
 
 
-def configurations(hf: PreTrainedModel) -> list[Any]:
-    """Every configuration object that a submodule may look its implementation up in."""
-    found: dict[int, Any] = {}
-    for module in hf.modules():
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, "_attn_implementation_internal"):
-            found[id(config)] = config
-    return list(found.values())
-
-
-@contextmanager
-def implemented(configs: Sequence[Any], names: Callable[[Any], str]) -> Iterator[None]:
-    """Run a model under other attention functions while the context is open, then as it was.
+def implementation(packed: Sequence[nn.Module] = ()) -> Names:
+    """Which registered function each configuration of a model has while visitors are inside.
 
     Args:
-        configs: What `configurations` found.
-        names: Registered function of each configuration.
-    """
-    # The public attribute sets the configurations below it too, so the plain one is used.
-    before = [config._attn_implementation_internal for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = names(config)
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-
-
-@contextmanager
-def opened(
-    configs: Sequence[Any], board: Switchboard, packed: Sequence[nn.Module] = ()
-) -> Iterator[None]:
-    """Run a model under `attend` while the context is open, then exactly as it was.
-
-    Args:
-        configs: What `configurations` found.
-        board: Whose visitors to serve.
         packed: Modules whose attention takes the images of a batch on one axis.
     """
     flat = {id(module.config) for module in packed if hasattr(module, "config")}
+    return lambda config: PACKED if id(config) in flat else NAME
+
+
+@contextmanager
+def served(board: Switchboard) -> Iterator[None]:
+    """`attend` knows of a board while the context is open."""
     _boards.append(board)
     try:
-        with implemented(configs, lambda config: PACKED if id(config) in flat else NAME):
-            yield
+        yield
     finally:
         _boards.remove(board)
 
 
+def unknown_to_us(kwargs: Mapping[str, Any], inputs: Container[str]) -> list[str]:
+    """Arguments of an attention function that may change it and are not understood.
+
+    Args:
+        kwargs: What it was called with.
+        inputs: Names of the model's own inputs, which models hand on to every block.
+    """
+    given = [name for name, value in kwargs.items() if value is not None]
+    return sorted(name for name in given if name not in KNOWN and name not in inputs)
+
+
+def refuse_unknown(module: nn.Module, kwargs: Mapping[str, Any], inputs: Container[str]) -> None:
+    """Refuse what would change attention and is not understood.
+
+    Raises:
+        ModelError: An argument that is not known has a value.
+    """
+    if unknown := unknown_to_us(kwargs, inputs):
+        raise ModelError(
+            f"{type(module).__name__} gives its attention {', '.join(unknown)}, which is "
+            "not understood here: what is inside of its attention can be neither read nor edited."
+        )
+
+
 def _lines_of(module: nn.Module) -> dict[str, Line]:
     for board in _boards:
-        if id(module) in board.attention:
-            return board.attention[id(module)]
+        lines = board.attention.get(id(module))
+        if lines is not None:
+            return {part: line for part, line in lines.items() if line.is_heard}
     return {}
 
 

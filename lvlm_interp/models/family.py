@@ -22,10 +22,10 @@ from lvlm_interp.tokens import ImageLayout
 
 @dataclass(frozen=True)
 class Scale:
-    """A parameter of a block by which it multiplies a branch before adding it.
+    """A parameter or number of a block by which it multiplies a branch before adding it.
 
     Attributes:
-        path: Of the parameter in the block.
+        path: Of it in the block.
         tanh: Whether the factor is its tanh (a gate).
         row_mask: Name of an argument of the block with a further factor per position.
     """
@@ -195,7 +195,6 @@ class Tower:
         n_read: How many blocks the model reads, from (config, number of blocks); what lies
             behind them is not declared, because writing there has no effect.
         flat: Whether tensors have no batch axis, the patches of all images in one.
-        packed: Whether these stand on one axis too, behind a batch axis of one.
         width: Name of the residual stream's width in the configuration.
         then: A second stack behind the first, as (path, block); layers count on.
     """
@@ -207,7 +206,6 @@ class Tower:
     final_norm: str = ""
     n_read: Callable[[Any, int], int] = lambda _config, n: n
     flat: bool = False
-    packed: bool = False
     width: str = "hidden_size"
     then: tuple[str, Block] | None = None
 

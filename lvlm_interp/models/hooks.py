@@ -3,7 +3,8 @@
 A `Tap` says where in the module graph a site's value passes and how to see it in the site's
 shape. Visitors connect to taps; one line per module and direction holds them in order (edits
 before readers), so a reader always sees what flows on, in whatever order contexts were entered.
-Hooks exist only while a visitor is connected.
+Hooks exist only while a visitor is connected. A visitor sees the runs of the thread that connected
+it and no others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock, get_ident
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -51,21 +53,14 @@ def heads(n: int, d_head: int) -> View:
 
 
 def fused_heads(index: int, n: int, d_head: int) -> View:
-    """One of q, k, v (index 0, 1, 2), of `n` heads, out of one axis that holds them in this order.
-
-    Keys and values have as many heads as each other, queries may have more.
-    """
-
-    def place(raw: Tensor) -> slice:
-        start = 0 if index == 0 else raw.shape[-1] - (3 - index) * n * d_head
-        return slice(start, start + n * d_head)
+    """One of q, k, v (index 0, 1, 2) out of `... 3*head*d_head`."""
 
     def write(raw: Tensor, new: Tensor) -> Tensor:
-        at = place(raw)
-        parts = [raw[..., : at.start], new.flatten(start_dim=-2), raw[..., at.stop :]]
-        return torch.cat(parts, dim=-1)
+        parts = list(raw.unflatten(-1, (3, n, d_head)).unbind(-3))
+        parts[index] = new
+        return torch.stack(parts, dim=-3).flatten(start_dim=-3)
 
-    return View(lambda raw: raw[..., place(raw)].unflatten(-1, (n, d_head)), write)
+    return View(lambda raw: raw.unflatten(-1, (3, n, d_head))[..., index, :, :], write)
 
 
 def leading(n: int) -> View:
@@ -203,6 +198,25 @@ class _Visit:
     visitor: Visitor
     name: str
     ndim: int | None = None
+    thread: int = field(default_factory=get_ident)
+    active: bool = False
+
+    def call(self, value: Tensor) -> Tensor | None:
+        """What the visitor gives for a value.
+
+        Raises:
+            SiteError: The visitor is called by a run that it started itself, which would never end.
+        """
+        if self.active:
+            raise SiteError(
+                f"What is open at {self.name} runs the model in which it is open itself: run the "
+                "model before the context, and use what it gave."
+            )
+        self.active = True
+        try:
+            return self.visitor(value)
+        finally:
+            self.active = False
 
 
 @dataclass(eq=False)
@@ -212,13 +226,29 @@ class Line:
     visits: list[_Visit] = field(default_factory=list)
     handle: Any = None
 
+    def join(self, visit: _Visit) -> None:
+        """Put a visitor in its place."""
+        # A new list each time: another thread may be on its way along the old one.
+        self.visits = sorted([*self.visits, visit], key=lambda each: each.order)
+
+    def leave(self, visit: _Visit) -> None:
+        """Take a visitor off."""
+        self.visits = [each for each in self.visits if each is not visit]
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether a visitor of this thread is on the line."""
+        me = get_ident()
+        return any(visit.thread == me for visit in self.visits)
+
     def carry(self, raw: Tensor) -> Tensor:
-        """Pass the tensor by every visitor and return what flows on."""
+        """Pass the tensor by every visitor of this thread and return what flows on."""
+        me = get_ident()
         for visit in self.visits:
-            if visit.ndim is not None and raw.ndim != visit.ndim:
+            if visit.thread != me or (visit.ndim is not None and raw.ndim != visit.ndim):
                 continue
             value = visit.view.read(raw)
-            new = visit.visitor(value)
+            new = visit.call(value)
             if new is not None:
                 raw = visit.view.write(raw, _checked(new, value, visit.name))
         return raw
@@ -236,12 +266,18 @@ def _checked(new: Tensor, old: Tensor, name: str) -> Tensor:
 
 
 class Switchboard:
-    """Connects visitors to taps and keeps exactly the hooks that are needed."""
+    """Connects visitors to taps and keeps exactly the hooks that are needed.
 
-    def __init__(self) -> None:
+    Attributes:
+        inputs: Names of the inputs that the model and its parts take.
+        attention: Lines inside the attention function, by id of the attention module and part.
+    """
+
+    def __init__(self, inputs: frozenset[str] = frozenset()) -> None:
+        self.inputs = inputs
+        self._lock = Lock()
         self._lines: dict[tuple[int, str, str], Line] = {}
         self.attention: dict[int, dict[str, Line]] = {}
-        """Lines inside the attention function, by id of the attention module and part."""
 
     @contextmanager
     def connect_all(self, items: list[tuple[Tap, Visitor, str]], order: int) -> Iterator[None]:
@@ -253,11 +289,13 @@ class Switchboard:
         connected: list[tuple[Tap, tuple[int, str, str], _Visit]] = []
         try:
             for tap, visitor, name in items:
-                connected.append(self._connect(tap, visitor, order, name))
+                with self._lock:
+                    connected.append(self._connect(tap, visitor, order, name))
             yield
         finally:
-            for tap, key, visit in reversed(connected):
-                self._disconnect(tap, key, visit)
+            with self._lock:
+                for tap, key, visit in reversed(connected):
+                    self._disconnect(tap, key, visit)
 
     def _connect(
         self, tap: Tap, visitor: Visitor, order: int, name: str
@@ -269,14 +307,12 @@ class Switchboard:
         if tap.frame is not None:
             tap.frame.open()
         visit = _Visit(order, tap.view, visitor, name, tap.ndim)
-        line.visits.append(visit)
-        if len(line.visits) > 1:
-            line.visits.sort(key=lambda each: each.order)
+        line.join(visit)
         return tap, key, visit
 
     def _disconnect(self, tap: Tap, key: tuple[int, str, str], visit: _Visit) -> None:
         line = self._lines[key]
-        line.visits.remove(visit)
+        line.leave(visit)
         if tap.frame is not None:
             tap.frame.close()
         if not line.visits:
@@ -285,25 +321,28 @@ class Switchboard:
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """Runs in this context pass by every visitor that is connected around it."""
-        kept = [(line, line.visits) for line in self._lines.values()]
-        for line, _ in kept:
-            line.visits = []
+        """Runs in this context pass by what this thread has connected around it."""
+        me = get_ident()
+        with self._lock:
+            kept = [
+                (line, visit)
+                for line in self._lines.values()
+                for visit in line.visits
+                if visit.thread == me
+            ]
+            for line, visit in kept:
+                line.leave(visit)
         try:
             yield
         finally:
-            for line, visits in kept:
-                line.visits = visits
+            with self._lock:
+                for line, visit in kept:
+                    line.join(visit)
 
     @property
     def is_watched(self) -> bool:
         """Whether any visitor is connected."""
         return bool(self._lines)
-
-    @property
-    def wants_attention(self) -> bool:
-        """Whether anything is connected inside an attention function."""
-        return bool(self.attention)
 
     def _open(self, tap: Tap) -> Line:
         line = Line()

@@ -82,26 +82,31 @@ def load_model(
     return model
 
 
-def wrap(hf_model: Any, processor: Any = None, *, family: str | None = None) -> LVLM:
+def wrap(
+    hf_model: Any, processor: Any = None, *, family: str | None = None, selfcheck: bool = True
+) -> LVLM:
     """The same view of a Hugging Face model that is already in memory.
 
     Without a processor the view takes the model's own inputs as a mapping of tensors. The
     caller's model is never changed for good.
 
     Args:
-        hf_model: The model.
+        hf_model: The model; also one that `torch.compile` gave.
         processor: Its processor, where there is one.
         family: Taken from its configuration by default; `auto` detects an unregistered architecture
-            of the common shape and runs the self-check on it.
+            of the common shape, which is then always self-checked.
+        selfcheck: Prove in three forwards that every declared site reads and writes; not done for
+            a model without weights (on the meta device).
 
     Raises:
-        ModelError: The architecture is not supported.
+        ModelError: The architecture is not supported, or the self-check failed.
     """
-    if family == "auto":
-        model = LVLM(hf_model, processor, auto.detect(hf_model))
+    hf = getattr(hf_model, "_orig_mod", hf_model)
+    known = None if family == "auto" else _named(family, hf.config) or family_of(hf.config)
+    model = LVLM(hf, processor, known or auto.detect(hf))
+    if (selfcheck or family == "auto") and model.device.type != "meta":
         self_check(model)
-        return model
-    return LVLM(hf_model, processor, _named(family, hf_model.config) or family_of(hf_model.config))
+    return model
 
 
 def _named(name: str | None, config: Any) -> Family | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.models import attention
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.family import Family, TowerShape, shape_of
-from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, READ, Switchboard, Tap
+from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, READ, Tap
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.inputs.maps import check, token_maps
 from lvlm_interp.models.inputs.prompts import answer_id, build_batch
 from lvlm_interp.models.inputs.rows import RowsByTower
 from lvlm_interp.models.maps.unembedding import Unembedding
+from lvlm_interp.models.runs import eager, runs_of
 from lvlm_interp.models.taps import packed_modules, run_of, taps_of
 from lvlm_interp.sites import Site, select
 
@@ -49,11 +51,10 @@ class LVLM:
         self.name = name or hf.config.model_type
         self._run = run_of(hf, family)
         self._taps = taps_of(hf, family, self._run)
-        self._board = Switchboard()
+        self._runs = runs_of(hf)
+        self._board = self._runs.board
         self._selected: dict[Any, list[Site]] = {}
-        self._packed = packed_modules(hf, family)
-        self._configs = attention.configurations(hf)
-        hf.eval()
+        self._attention = attention.implementation(packed_modules(hf, family))
 
     # -- what the model is ---------------------------------------------------------------------
 
@@ -210,7 +211,7 @@ class LVLM:
         mask = tensors.get("attention_mask")
         if mask is not None and bool(mask.all()):
             del tensors["attention_mask"]  # SDPA pays for a mask that masks nothing
-        with torch.set_grad_enabled(grad), self._run.noting(ready):
+        with torch.set_grad_enabled(grad), self._runs.running(), self._run.noting(ready):
             return self.hf(**tensors, use_cache=False, **kwargs).logits
 
     def last_logits(
@@ -306,10 +307,9 @@ class LVLM:
             for pattern, function in edits.items()
             for site in self.sites(pattern)
         }
-        runs = _RunCounter()
-        with self._connected(visitors, EDIT), runs.counting(self):
+        with self._connected(visitors, EDIT), _counting(self.hf) as runs:
             yield self
-        if runs.n and (missed := set(visitors) - reached):
+        if runs and (missed := set(visitors) - reached):
             names = ", ".join(str(site) for site in sorted(missed, key=str))
             raise SiteError(f"The model ran but never reached {names}: the edit had no effect.")
 
@@ -324,8 +324,12 @@ class LVLM:
     ) -> Iterator[None]:
         items = [(self._taps[site], visitor, str(site)) for site, visitor in visitors.items()]
         inside = any(tap.where in ATTENTION_PARTS for tap, _, _ in items)
-        opened = attention.opened(self._configs, self._board, self._packed)
-        with self._board.connect_all(items, order), opened if inside else nullcontext():
+        with ExitStack() as stack:
+            stack.enter_context(eager())
+            stack.enter_context(self._board.connect_all(items, order))
+            if inside:
+                stack.enter_context(attention.served(self._board))
+                stack.enter_context(self._runs.opened(self._attention))
             yield
 
     @torch.no_grad()
@@ -346,7 +350,7 @@ class LVLM:
         """
         ready = self.as_inputs(inputs)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **kwargs}
-        with self.edit(edits or {}), self._run.noting(ready):
+        with self.edit(edits or {}), self._runs.running(), self._run.noting(ready):
             out = self.hf.generate(**ready.tensors, **options)
         new = out[:, ready["input_ids"].shape[1] :]
         if self.processor is None:
@@ -379,19 +383,20 @@ class LVLM:
         return f"LVLM({self.name!r}, {self.family.name}: {parts}, {self.dtype}, {self.device})"
 
 
-class _RunCounter:
-    """Counts forwards, so that an edit in a context in which nothing ran is no error."""
+@contextmanager
+def _counting(hf: torch.nn.Module) -> Iterator[list[int]]:
+    """Notes the runs of this thread: an edit is no error where nothing ran."""
+    runs: list[int] = []
 
-    def __init__(self) -> None:
-        self.n = 0
+    def note(_module: torch.nn.Module, _args: tuple) -> None:
+        runs.append(get_ident())
 
-    @contextmanager
-    def counting(self, model: LVLM) -> Iterator[None]:
-        def count(value: Tensor) -> None:
-            self.n += 1
-
-        with model._connected({Site("text", None, "logits"): count}, READ):
-            yield
+    handle = hf.register_forward_pre_hook(note)
+    try:
+        yield runs
+    finally:
+        handle.remove()
+        runs[:] = [thread for thread in runs if thread == get_ident()]
 
 
 def _is_shared(tap: Tap) -> bool:

@@ -165,7 +165,8 @@ def _d_mlp(model: LVLM) -> int:
 def record_run(model: LVLM, inputs: Inputs) -> Recording:
     """Run the model once and keep what branches need.
 
-    The vision tower runs here and never again.
+    The vision tower runs here and never again. The self-check compares a recorded run
+    with a bare one.
     """
     blocks = _blocks(model)
     modules = [attention_of(block) for block in blocks]
@@ -173,14 +174,20 @@ def record_run(model: LVLM, inputs: Inputs) -> Recording:
     calls: dict[int, Any] = {}
     with ExitStack() as stack:
         frames = [stack.enter_context(_followed(block)) for block in blocks]
-        notes = stack.enter_context(noting([each for each in modules if each is not None]))
+        attending = [each for each in modules if each is not None]
+        notes = stack.enter_context(noting(attending, model._board.inputs))
         for module in modules:
             if module is not None:
                 stack.enter_context(rerouted(module, _keeping(calls, id(module))))
-        stack.enter_context(replaying(model._configs))
+        stack.enter_context(replaying(model._runs))
         cache = stack.enter_context(model.record(outputs))
         logits = model.last_logits(inputs)
         found = [(frame.args, dict(frame.kwargs)) for frame in frames]
+    if notes.unknown:
+        names = ", ".join(sorted(notes.unknown))
+        return _unrecorded(model, inputs, f"attention is given {names}, which is not understood")
+    if model._runs.records_exactly is False:
+        return _unrecorded(model, inputs, "recording moves the logits of this model")
     layers: list[Layer] = []
     for index, (block, module, call) in enumerate(zip(blocks, modules, found, strict=True)):
         reason = _unfit(block, module, *call, notes, inputs)
@@ -195,6 +202,10 @@ def record_run(model: LVLM, inputs: Inputs) -> Recording:
         shift = layers[index + 1].hidden - cache[site]
         layers[index].shift = shift if bool(shift.any()) else None
     return Recording(model, inputs, logits, layers)
+
+
+def _unrecorded(model: LVLM, inputs: Inputs, reason: str) -> Recording:
+    return Recording(model, inputs, model.last_logits(inputs), [], reason)
 
 
 def attention_of(block: nn.Module) -> nn.Module | None:

@@ -90,7 +90,7 @@ def run_branches(
     entries = [sweep.enters_late(each) for each in exchanges]
     order = sorted(range(len(exchanges)), key=lambda i: (layers[i], entries[i]))
     hidden = recording.layers[0].hidden[:, None, start:] if null else None
-    with replaying(recording.model._configs):
+    with replaying(recording.model._runs):
         for index in range(0 if null else min(layers), len(recording.layers)):
             fresh = [i for i in order if layers[i] == index]
             early = [exchanges[i] for i in fresh if not entries[i]]

@@ -8,7 +8,7 @@ branches of a batch lie one behind the other along the position axis.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
-from lvlm_interp.models.attention import implemented
+from lvlm_interp.models.attention import unknown_to_us
+from lvlm_interp.models.runs import Runs, eager
 
 NAME = "lvlm_interp_replay"
 
@@ -45,9 +46,17 @@ class Seen:
 
 @dataclass(eq=False)
 class Notes:
-    """Calls of each attention module during a recorded run, by the module's id."""
+    """Calls of each attention module during a recorded run, by the module's id.
+
+    Attributes:
+        seen: The calls.
+        inputs: Names of the model's own inputs.
+        unknown: Arguments of the attention function that are not understood here.
+    """
 
     seen: dict[int, list[Seen]]
+    inputs: frozenset[str] = frozenset()
+    unknown: set[str] = field(default_factory=set)
     _causal: dict[int, tuple[Tensor, bool]] = field(default_factory=dict)
 
     def is_causal(self, mask: Tensor | None) -> bool:
@@ -86,9 +95,9 @@ _branching: dict[int, Branching] = {}
 
 
 @contextmanager
-def noting(modules: Sequence[nn.Module]) -> Iterator[Notes]:
+def noting(modules: Sequence[nn.Module], inputs: frozenset[str]) -> Iterator[Notes]:
     """Keep what these attention modules see while the context is open."""
-    notes = Notes({id(module): [] for module in modules})
+    notes = Notes({id(module): [] for module in modules}, inputs)
     _recording.append(notes)
     try:
         yield notes
@@ -106,9 +115,11 @@ def serving(module: nn.Module, branching: Branching) -> Iterator[None]:
         del _branching[id(module)]
 
 
-def replaying(configs: Sequence[Any]) -> AbstractContextManager[None]:
+@contextmanager
+def replaying(runs: Runs) -> Iterator[None]:
     """Run a model under this attention function while the context is open."""
-    return implemented(configs, lambda config: NAME)
+    with eager(), runs.running(lambda config: NAME):
+        yield
 
 
 def _attend(
@@ -127,6 +138,8 @@ def _attend(
     if branching is not None:
         return _attend_branches(branching, query, key, value, factor, softcap), None
     notes = next((notes for notes in _recording if id(module) in notes.seen), None)
+    if notes is not None:
+        notes.unknown.update(unknown_to_us(kwargs, notes.inputs))
     causal = notes is not None and notes.is_causal(attention_mask)
     if softcap is not None:
         z = _softcapped(query, key, value, attention_mask, factor, softcap)

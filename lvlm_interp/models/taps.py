@@ -79,10 +79,17 @@ def taps_of(hf: Any, family: Family, run: CurrentRun | None = None) -> dict[Site
             taps[site] = replace(tap, view=tap.view.then(by_row(run, site.name)), frame=run)
     except AttributeError as error:
         raise ModelError(
-            f"The model does not have the parts of the family {family.name}: {error}. "
-            "Was it built for another architecture?"
+            f"This model of the family {family.name} has a vision tower or a language model "
+            f"({_kinds(hf)}) whose parts are not known here: {error}."
         ) from error
     return taps
+
+
+def _kinds(hf: Any) -> str:
+    """What the configuration says of the towers, for messages."""
+    parts = ("vision_config", "text_config")
+    kinds = [getattr(getattr(hf.config, part, None), "model_type", None) for part in parts]
+    return ", ".join(kind for kind in kinds if kind) or hf.config.model_type
 
 
 def packed_modules(hf: Any, family: Family) -> list[nn.Module]:
@@ -98,7 +105,7 @@ def packed_modules(hf: Any, family: Family) -> list[nn.Module]:
 def _tower_taps(hf: Any, tower: Tower, run: CurrentRun) -> dict[Site, Tap]:
     size = shape_of(hf, tower)
     text = tower.name == "text"
-    views = TowerViews() if text else tower_views(run, tower)
+    views = TowerViews() if text else tower_views(run, tower.name, flat=tower.flat)
     taps: dict[Site, Tap] = {}
     for layer, (block, where) in enumerate(tower.blocks(hf)):
         for name, tap in _block_taps(block, where, tower.block, size, views).items():
@@ -205,7 +212,7 @@ def _mlp_taps(block: nn.Module, where: Block, views: TowerViews) -> dict[str, Ta
 
 def scale_factor(block: nn.Module, scale: Scale, call: Mapping[str, Any] | None = None) -> Tensor:
     """The factor by which a block multiplies a branch, given the arguments it was called with."""
-    value = attrgetter(scale.path)(block)
+    value = torch.as_tensor(attrgetter(scale.path)(block))
     value = torch.tanh(value) if scale.tanh else value
     mask = (call or {}).get(scale.row_mask)
     return value if mask is None else value * mask[:, 0]

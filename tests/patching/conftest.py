@@ -97,7 +97,7 @@ def closed_form(blocks):
     )
     sides = [Example(word, None, word) for word in "ab"]
     pair = ContrastPair("one", *sides, "c", "d", "object", "evidence", "word", None, "g")
-    return wrap(net, processor), [pair]
+    return wrap(net, processor, selfcheck=False), [pair]
 
 
 @pytest.fixture(scope="session")

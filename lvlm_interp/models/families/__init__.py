@@ -7,18 +7,15 @@ from typing import Any
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.families import (
     blip,
-    cohere,
-    deepseek,
     gemma,
-    glm,
     idefics3,
     internvl,
     llava,
     llava_next,
     mllama,
-    pixtral,
     qwen_vl,
 )
+from lvlm_interp.models.families.blocks import with_text
 from lvlm_interp.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -36,24 +33,6 @@ FAMILIES: tuple[Family, ...] = (
     mllama.FAMILY,
     blip.FAMILY,
     blip.INSTRUCTBLIP,
-    llava.VIPLLAVA,
-    llava_next.VIDEO,
-    pixtral.MISTRAL3,
-    pixtral.LIGHTON_OCR,
-    cohere.AYA,
-    cohere.COMMAND,
-    deepseek.DEEPSEEK_VL,
-    deepseek.JANUS,
-    gemma.SHIELDGEMMA2,
-    qwen_vl.QWEN3_MOE,
-    qwen_vl.QWEN3_5,
-    qwen_vl.QWEN3_5_MOE,
-    qwen_vl.COSMOS3_OMNI,
-    glm.GLM4V,
-    glm.GLM46V,
-    glm.GLMGA,
-    glm.GLM_OCR,
-    glm.GLM4V_MOE,
 )
 
 
@@ -65,7 +44,8 @@ def family_of(config: Any) -> Family:
     """
     for family in FAMILIES:
         if config.model_type in family.model_types:
-            return family if family.variant is None else family.variant(config)
+            found = family if family.variant is None else family.variant(config)
+            return with_text(found, config)
     supported = ", ".join(family.name for family in FAMILIES)
     raise ModelError(
         f"The architecture {config.model_type!r} is not supported; supported are: {supported}. "

@@ -6,12 +6,13 @@ family says where the towers are and this table says what their blocks look like
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.models.family import CLIP_BLOCK, Block, Family, Tower
+from lvlm_interp.models.family import CLIP_BLOCK, Block, Family, Scale, Tower
 
 VIT_BLOCK = Block(
     attn="attention",
@@ -99,3 +100,64 @@ def with_vision(family: Family, config: Any) -> Family:
         vision, layers=f"{root}.{kind.layers}", block=kind.block(config.vision_config)
     )
     return replace(family, towers=(tower, *others), variant=None)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is special about a language model: one family meets several (Gemma, Gemma 2).
+
+    Attributes:
+        block: Where the parts of its blocks are.
+        scales_embeddings: Whether embeddings are multiplied on their way to the first block.
+    """
+
+    block: Block
+    scales_embeddings: bool = False
+
+
+POST_NORMS = Block(
+    attn_out="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_out="post_feedforward_layernorm",
+)
+"""A block that norms what a branch adds, as well as what it reads (Gemma 2 and 3)."""
+
+ONLY_POST_NORMS = Block(
+    attn_out="post_attention_layernorm",
+    mlp_norm="mlp",
+    mlp_out="post_feedforward_layernorm",
+)
+"""A block that norms what a branch adds and reads the stream as it is (OLMo 2)."""
+
+GLM = Block(attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm")
+MULTIPLIED = Block(attn_scale=Scale("residual_multiplier"), mlp_scale=Scale("residual_multiplier"))
+"""A block that multiplies what it adds (Granite)."""
+
+TEXT: Mapping[str, Backbone] = {
+    "gemma2": Backbone(POST_NORMS),
+    "gemma3_text": Backbone(POST_NORMS),
+    "vaultgemma": Backbone(Block(mlp_norm="pre_feedforward_layernorm")),
+    "olmo2": Backbone(ONLY_POST_NORMS),
+    "olmo3": Backbone(ONLY_POST_NORMS),
+    "exaone4": Backbone(ONLY_POST_NORMS),
+    "glm4": Backbone(GLM),
+    "granite": Backbone(MULTIPLIED, scales_embeddings=True),
+    "granite_swa": Backbone(MULTIPLIED, scales_embeddings=True),
+    "starcoder2": Backbone(Block(down="mlp.c_proj")),
+}
+"""Language models by `text_config.model_type`; one that is not here has its family's own block, and
+the self-check says whether that is right."""
+
+
+def with_text(family: Family, config: Any) -> Family:
+    """A family whose language model has the blocks of the one that the configuration names."""
+    tower = next(tower for tower in family.towers if tower.name == "text")
+    text = attrgetter(tower.config)(config) if tower.config else config
+    known = TEXT.get(text.model_type)
+    if known is None:
+        return family
+    towers = tuple(
+        replace(each, block=known.block) if each is tower else each for each in family.towers
+    )
+    plain = family.embed_is_resid and not known.scales_embeddings
+    return replace(family, towers=towers, embed_is_resid=plain)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
+from lvlm_interp.models.families.blocks import POST_NORMS
 from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
-from lvlm_interp.models.family import CLIP_BLOCK, Block, Family, ImageContext, Tower
+from lvlm_interp.models.family import CLIP_BLOCK, Family, ImageContext, Tower
 from lvlm_interp.tokens import ImageLayout
 
 
@@ -44,13 +44,6 @@ VISION = Tower(
     final_norm="model.vision_tower.post_layernorm",
 )
 
-POST_NORMS = Block(
-    attn_out="post_attention_layernorm",
-    mlp_norm="pre_feedforward_layernorm",
-    mlp_out="post_feedforward_layernorm",
-)
-"""A block that norms what a branch adds, as well as what it reads."""
-
 PALIGEMMA = Family(
     name="paligemma",
     model_types=("paligemma",),
@@ -74,5 +67,3 @@ GEMMA3 = Family(
     special="image tokens attend both ways; patches are averaged; norms behind each branch, so "
     "attn_out and mlp_out are what those norms give",
 )
-
-SHIELDGEMMA2 = replace(GEMMA3, name="shieldgemma2", model_types=("shieldgemma2",))
