@@ -48,6 +48,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "score every localisation method on models whose guilty component is known",
         "lvlm_interp.circuits.command:benchmark",
     ),
+    "build-bench": (
+        "build a unified benchmark of objects, attributes and relations from annotations",
+        "lvlm_interp.evaluation.command:build_bench",
+    ),
     "score": (
         "score anyone's answers to a published benchmark, by a rule with a name",
         "lvlm_interp.evaluation.command:score",

@@ -113,5 +113,5 @@ class Answers(Result):
 
 
 _OF_THE_TABLE = (
-    "pair", "tower", "layer", "site", "head", "position", "metric", "value", "unit",
+    "tower", "layer", "site", "head", "position", "metric", "value", "unit",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`lvlm-interp score`."""
+"""`lvlm-interp score` and `lvlm-interp build-bench`."""
 
 from __future__ import annotations
 
@@ -68,3 +68,35 @@ def score(
         found.to_json(json)
     if table is not None:
         found.answers.to_parquet(table)
+
+
+def build_bench(
+    graphs: str | None = None,
+    images: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Build a unified benchmark (object, attribute, relation) from annotations one has.
+
+    Args:
+        graphs: COCO instances, scene graphs of Visual Genome or GQA, rows of objects (JSONL), or
+            scenes:LEVEL:N:SEED.
+        images: Folder of the images; beside the annotations by default.
+        out: Folder of the benchmark.
+        seed: Of the choices.
+    """
+    if graphs is None or out is None:
+        need = "--graphs" if graphs is None else "--out"
+        raise UsageError(f"build-bench needs {need}: build-bench --graphs G --images I --out O.")
+    from lvlm_interp.evaluation.bench_files import build_bench as run
+    from lvlm_interp.evaluation.bench_files import load_bench
+
+    folder = run(graphs, images, out, seed=seed)
+    examples, _ = load_bench(folder)
+    tasks: dict[str, int] = {}
+    for example in examples:
+        name = f"{example.level or 'all levels'}/{example.labels['task']}"
+        tasks[name] = tasks.get(name, 0) + 1
+    for name, number in sorted(tasks.items()):
+        sys.stdout.write(f"{name:<24} {number}\n")
+    sys.stdout.write(f"{folder}: {len(examples)} questions\n")
