@@ -16,6 +16,7 @@ _PUBLIC = {
     "ResultTable": "lvlm_interp.results:ResultTable",
     "Site": "lvlm_interp.sites:Site",
     "TokenMap": "lvlm_interp.tokens:TokenMap",
+    "alignment": "lvlm_interp.alignment",
     "build_pairs": "lvlm_interp.data.build_pairs:build_pairs",
     "circuits": "lvlm_interp.circuits",
     "collect": "lvlm_interp.activations.memory:collect",

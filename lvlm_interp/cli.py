@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
+import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import lvlm_interp
 from lvlm_interp.errors import LvlmInterpError, UsageError
@@ -57,7 +62,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lvlm_interp.evaluation.command:score",
     ),
     "models": (
-        "the supported families, or the self-check of one checkpoint",
+        "every architecture, verified or refused and why; the proofs of any of them",
         "lvlm_interp.models.command:main",
     ),
     "lens": (
@@ -155,29 +160,93 @@ def _run(name: str, arguments: list[str]) -> int:
             exit_on_error=False,
         )
     except ArgumentError as error:
-        raise UsageError(f"{name}: {_one_line(error)} (see lvlm-interp {name} --help)") from error
+        why = _named_option(_one_line(error), function)
+        raise UsageError(f"{name}: {why} (see lvlm-interp {name} --help)") from error
+    except LvlmInterpError as error:
+        raise type(error)(_with_option(str(error), arguments)) from error
     return outcome if isinstance(outcome, int) else 0
 
 
 def _as_typed(function: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
-    """Options the way people type them: dashes for underscores, and flags without a value."""
-    flags = {
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if isinstance(parameter.default, bool)
-    }
-    typed = []
+    """Options the way people type them: dashes for underscores, flags bare, lists with commas."""
+    kinds = _kinds(function)
+    parameters = inspect.signature(function).parameters
+    flags = {name for name, each in parameters.items() if isinstance(each.default, bool)}
+    # A flag that may also take a word.
+    open_ = {name for name in flags if "str" in str(kinds.get(name))}
+    lists = {name for name, kind in kinds.items() if "list" in str(kind)}
+    typed: list[str] = []
     for index, word in enumerate(arguments):
         if not word.startswith("--"):
-            typed.append(word)
+            is_list = bool(typed) and typed[-1].removeprefix("--") in lists
+            typed.append(_as_list(word) if is_list else word)
             continue
         option, equals, value = word[2:].partition("=")
         option = option.replace("-", "_")
+        value = _as_list(value) if equals and option in lists else value
         typed.append(f"--{option}{equals}{value}")
-        following = arguments[index + 1 : index + 2]
-        if option in flags and not equals and following not in (["true"], ["false"]):
+        following = "".join(arguments[index + 1 : index + 2])
+        takes = option in open_ and following and not following.startswith("--")
+        if option in flags and not (equals or takes or following in ("true", "false")):
             typed.append("true")
     return typed
+
+
+def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError:  # an annotation that only a type checker can see
+        return {}
+
+
+def _as_list(text: str) -> str:
+    """`last,object` as the list that the parser reads; `[last, object]` is one already."""
+    if text.lstrip().startswith("["):
+        return text
+    return json.dumps([each.strip() for each in text.split(",") if each.strip()])
+
+
+def _named_option(message: str, function: Callable[..., Any]) -> str:
+    """The parser's message by the option's name, and what it takes in words."""
+    found = re.search(r'(?:Parser key|key) "([\w.]+)"', message)
+    if found is None:
+        return message
+    name = found.group(1)
+    given = re.search(r"Given value: (.*)$", message)
+    value = f" {given.group(1)}" if given else ""
+    wanted = _in_words(_kinds(function).get(name))
+    return f"--{name.replace('_', '-')}{value}: {wanted or message}"
+
+
+def _in_words(kind: Any) -> str | None:
+    """What an option takes; None for kinds that only the parser can describe."""
+    kinds = [each for each in get_args(kind) if each is not type(None)]
+    if get_origin(kind) is Literal:
+        return f"expected one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) in (Union, UnionType) and len(kinds) == 1:
+        return _in_words(kinds[0])
+    if get_origin(kind) is list:
+        return "expected names with commas, such as last,object"
+    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    return f"expected {words[kind]}" if kind in words else None
+
+
+def _with_option(message: str, arguments: Sequence[str]) -> str:
+    """The message with the option in front whose value it is about, where it names none itself."""
+    if "--" in message:
+        return message
+    for option, value in itertools.pairwise([*arguments, ""]):
+        name, equals, inline = option.partition("=")
+        if not name.startswith("--"):
+            continue
+        given = inline if equals else value
+        said = f"{name[2:].replace('-', '_')}={given}"
+        if given and said in message:
+            return f"{name} {given}: {message}"
+        pieces = [each.strip() for each in given.split(",")]
+        if any(each and repr(each) in message for each in pieces):
+            return f"{name} {','.join(pieces)}: {message}"
+    return message
 
 
 def _load(address: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvlm_interp import __version__, cli
-from lvlm_interp.errors import DataError
+from lvlm_interp.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def three() -> int:
 def commands(monkeypatch):
     module = sys.modules[__name__]
     functions = {"greet": greet, "fail": fail, "interrupt": interrupt, "count three": three}
+    functions["lists"] = lists
     listed = {
         name: (function.__doc__.splitlines()[0], name) for name, function in functions.items()
     }
@@ -173,3 +174,40 @@ def test_help_is_quick():
     bare = min(_seconds(["-c", "pass"]) for _ in range(5))
     shown = min(_seconds(["-m", "lvlm_interp", "--help"]) for _ in range(5))
     assert shown - bare < 0.5
+
+
+def lists(names: list[str] | None = None, size: int | None = None, out: Path = Path()) -> None:
+    """Take a list.
+
+    Args:
+        names: Some names.
+        size: A size.
+        out: A path.
+    """
+    if size == 0:
+        raise UsageError("size=0: expected at least 1.")
+    if names and "lst" in names:
+        raise UsageError("There is no role 'lst'; did you mean 'last'?")
+    sys.stdout.write(f"{names}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--names", "last,object"], ["--names=last,object"], ["--names", "[last, object]"]],
+)
+def test_lists_are_given_one_way(capsys, words):
+    assert cli.main(["lists", *words]) == 0
+    assert capsys.readouterr().out == "['last', 'object']\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--size", "many"], "lists: --size many: expected a whole number"),
+        (["--size", "0"], "--size 0: size=0: expected at least 1."),
+        (["--names", "last,lst"], "--names last,lst: There is no role 'lst'"),
+    ],
+)
+def test_errors_name_the_option(capsys, words, says):
+    assert cli.main(["lists", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"lvlm-interp: error: {says}")

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -119,6 +118,8 @@ def extract(
         StoreError: `out` holds something else, or activations of another model, data set or dtype.
         SiteError, UsageError, InputError, DataError: See `collect`.
     """
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: expected at least one example per forward.")
     folder = Path(out)
     chosen, roles = model.sites(sites), parse_roles(positions)
     check_sites(chosen, roles)
@@ -137,7 +138,7 @@ def extract(
     manifest, part = _part(old, wanted, folder, examples, name, append)
     job = Job(folder, manifest, part, examples, model)
     (engine or _here(progress))(job, job.undone)
-    _sweep_up(folder)
+    _sweep_up(folder, manifest.parts)
     return open_store(folder)
 
 
@@ -236,9 +237,13 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def _sweep_up(folder: Path) -> None:
-    """Remove what killed writers left: temporaries of ours and of tensorstore."""
-    leftovers: Any = [*folder.rglob(".*-*"), *folder.rglob("*.__lock")]
+def _sweep_up(folder: Path, parts: Iterable[Part]) -> None:
+    """Remove what killed writers left: temporaries of ours and of tensorstore, no other file."""
+    leftovers = [*folder.glob(".manifest-*.json")]
+    for part in parts:
+        root = folder / part.name
+        leftovers += [*root.glob("units/.[0-9]*-*.json*"), *root.glob("units/.[0-9]*-*.parquet")]
+        leftovers += root.rglob("*.__lock")
     for path in leftovers:
         if path.is_file():
             path.unlink(missing_ok=True)

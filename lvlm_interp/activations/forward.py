@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvlm_interp.activations.captions import Taken, split_roles, with_captions
 from lvlm_interp.activations.gather import Gather, Missing
 from lvlm_interp.activations.roles import Role, roles_of
 from lvlm_interp.data.examples import Example
@@ -104,23 +105,44 @@ class Runner:
 
     def _batch(self, examples: Sequence[Example]) -> Chunk:
         inputs = self.model.prepare(list(examples))
-        gather = Gather(inputs, self.roles, self.missing)
-        with self.model.record(self.sites, keep=gather) as cache:
-            logits = self.model.last_logits(inputs).float()
+        prompted, described = split_roles(self.roles)
+        here = self.sites if prompted == self.roles else _with_roles(self.sites, prompted)
+        taken, logits = self._gathered(inputs, here, prompted)
+        if described:
+            taken = with_captions(
+                taken, self._described, examples, self.sites, self.roles, self.missing
+            )
+        rows = self._rows(examples, inputs, logits.float())
+        return Chunk(*taken, rows, [_token_map(inputs, i) for i in range(len(rows))])
+
+    def _described(
+        self, texts: list[Example], sites: Sequence[Site], roles: Sequence[Role]
+    ) -> Taken:
+        return self._gathered(self.model.prepare(texts), sites, roles)[0]
+
+    def _gathered(
+        self, inputs: Inputs, sites: Sequence[Site], roles: Sequence[Role]
+    ) -> tuple[Taken, Tensor]:
+        """What the roles have at the sites in one forward, and its last logits."""
+        if not sites:
+            return ({}, {}, {}), self.model.last_logits(inputs)
+        gather = Gather(inputs, roles, self.missing)
+        with self.model.record(sites, keep=gather) as cache:
+            logits = self.model.last_logits(inputs)
         pooled, every, counts = {}, {}, {}
-        for site in self.sites:
+        for site in sites:
             values = to_numpy(cache[site], self.dtype)
             picked = gather.of(site)
-            split = picked.n_pooled * len(examples)
-            pooled[site] = values[:split].reshape(len(examples), picked.n_pooled, *values.shape[1:])
+            split = picked.n_pooled * inputs.batch_size
+            shape = (inputs.batch_size, picked.n_pooled, *values.shape[1:])
+            pooled[site] = values[:split].reshape(shape)
             start = split
-            for role in roles_of(site, self.roles, pooled=False):
+            for role in roles_of(site, roles, pooled=False):
                 n = int(picked.counts[role.name].sum())
                 every[site, role.name] = values[start : start + n]
                 counts[site.tower, role.name] = picked.counts[role.name]
                 start += n
-        rows = self._rows(examples, inputs, logits)
-        return Chunk(pooled, every, counts, rows, [_token_map(inputs, i) for i in range(len(rows))])
+        return (pooled, every, counts), logits
 
     def _rows(
         self, examples: Sequence[Example], inputs: Inputs, logits: Tensor
@@ -158,6 +180,10 @@ class Runner:
         if word not in self._answers:
             self._answers[word] = self.model.answer_id(word)
         return self._answers[word]
+
+
+def _with_roles(sites: Sequence[Site], roles: Sequence[Role]) -> tuple[Site, ...]:
+    return tuple(site for site in sites if any(role.applies_to(site.tower) for role in roles))
 
 
 def to_numpy(value: Tensor, dtype: torch.dtype) -> np.ndarray:

@@ -3,6 +3,10 @@
 A role names tokens as `TokenMap.positions` does, and their mean is taken: `object` is the mean over
 the object's image tokens, `last` the one last token. A role that ends in `_all` (`image_all`,
 `object_all`, `question_all`), and `all`, keep every token instead.
+
+`caption` is the tokens of the example's description (its label `caption`). The description is no
+part of the prompt, so it is read in a run of its own, as the user's words without an image: what
+the model makes of the words alone. `caption_all` keeps each of its tokens.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ from lvlm_interp.errors import SiteError, UsageError
 from lvlm_interp.sites import Site
 from lvlm_interp.tokens import ROLES
 
-__all__ = ["IMAGE_ROLES", "Role", "check_sites", "parse_roles", "roles_of"]
+__all__ = ["CAPTION", "IMAGE_ROLES", "Role", "check_sites", "parse_roles", "roles_of"]
 
 IMAGE_ROLES = ("object", "other_object", "other_image", "background", "image_all", "edited")
 """Roles that mean image tokens, and so have patches behind them in the vision tower."""
+
+CAPTION = "caption"
+"""The role, and the label that holds the description."""
 
 _WORD = "text:"
 _EVERY = "_all"
@@ -51,7 +58,7 @@ class Role:
             return cls(name, "image_all", True)
         if name in ("image_all", "all"):
             return cls(name, name, False)
-        known = [*(role for role in ROLES if not role.startswith(_WORD)), "edited"]
+        known = [*(role for role in ROLES if not role.startswith(_WORD)), "edited", CAPTION]
         base = name.removesuffix(_EVERY)
         if base in known and base != "image_mean":
             return cls(name, base, pooled=base == name)

@@ -53,13 +53,17 @@ def read_marker(folder: Path, part: Part, unit: int) -> dict[str, Any]:
     """
     path = marker_of(folder, part, unit)
     try:
-        return json.loads(path.read_text())
+        marker = json.loads(path.read_text())
+        # Files are checked, and deleted for repair, by these names: none may lead out of the store.
+        if any(_leads_out(name) for name in marker["files"]):
+            raise ValueError("a name leads out of the store")
+        return marker
     except FileNotFoundError:
         raise StoreError(
             f"{folder}: unit {unit} of part {part.name} is not finished ({path.name} is missing); "
             "finish the store with resume."
         ) from None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged; delete it and finish the store with resume."
         ) from error
@@ -154,6 +158,10 @@ def _write_every(
         array.write(np.ascontiguousarray(values)).result()
         yield path / "zarr.json"
         yield file
+
+
+def _leads_out(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _size(path: Path) -> int | None:

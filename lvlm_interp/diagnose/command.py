@@ -21,6 +21,7 @@ def main(
     batch_size: int = 64,
     resume: bool = False,
     force: bool = False,
+    skip_bad: bool = False,
 ) -> None:
     """Find at which level a model goes wrong, where inside, and whether acting there mends it.
 
@@ -32,7 +33,8 @@ def main(
         seed: Of everything random.
         batch_size: Rows in a forward.
         resume: Go on with an unfinished run (or start one).
-        force: Replace another run in the output folder.
+        force: Replace another run in the output folder; what is not of a run stays.
+        skip_bad: Leave wrong lines of the data out, and list them.
     """
     outcome = diagnose(
         model,
@@ -43,6 +45,7 @@ def main(
         batch_size=batch_size,
         resume=resume,
         force=force,
+        skip_bad=skip_bad,
     )
     show(outcome, Console())
 
@@ -54,9 +57,10 @@ def show(outcome: Outcome, console: Console) -> None:
         console.print(
             Panel(
                 f"[bold]{escape(headline(entry))}[/bold]\n{escape(entry['verdict'])}",
-                title=f"{level} level: {mark}",
+                title=f"{escape(level)} level: {mark}",
                 title_align="left",
                 border_style="red" if entry["found"] else "green",
             )
         )
-    console.print(f"Report: {outcome.folder / 'report.html'}", soft_wrap=True)
+    where = outcome.folder / "report.html"
+    console.print(f"Report: {where}", soft_wrap=True, markup=False, highlight=False)

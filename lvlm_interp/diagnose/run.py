@@ -64,6 +64,7 @@ def diagnose(
     batch_size: int = 64,
     resume: bool = False,
     force: bool = False,
+    skip_bad: bool = False,
 ) -> Outcome:
     """Find at which level a model goes wrong, where inside, and whether acting there mends it.
 
@@ -76,14 +77,16 @@ def diagnose(
         batch_size: Rows in a forward.
         resume: Go on with an unfinished run.
         force: Replace another run.
+        skip_bad: Leave wrong lines of the data out, with a warning for each.
 
     Raises:
         LvlmInterpError: Whatever a user can mend: no model, a wrong line, an occupied folder.
     """
     spec = data or default_data(model, n, seed)
-    load_pairs(spec)  # a wrong line is told before a large model is loaded
+    # A wrong line is told before a large model is loaded; with the model each is told again.
+    load_pairs(spec, skip_bad=skip_bad, report=lambda _: None)
     lvlm = load_model(model)
-    pairs = load_pairs(spec, model=lvlm)
+    pairs = load_pairs(spec, model=lvlm, skip_bad=skip_bad)
     origin = provenance(
         model=model,
         seed=seed,

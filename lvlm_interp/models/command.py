@@ -1,36 +1,116 @@
-"""`lvlm-interp models`: the supported families, and the self-check of one checkpoint."""
+"""`lvlm-interp models`: every architecture with its status, and the proofs of any of them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from lvlm_interp.errors import UsageError
 from lvlm_interp.models.families import FAMILIES
-from lvlm_interp.models.family import Family
+from lvlm_interp.models.family import Block, Family
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lvlm_interp.models.proofs import Proof
 
 
-def main(check: str | None = None, family: str | None = None) -> int:
-    """Show the supported families, or check one checkpoint site by site.
+def main(
+    check: bool | str = False,
+    family: str | None = None,
+    json: Path | None = None,
+    table: Path | None = None,
+) -> int:
+    """Show every architecture of the installed transformers, or prove some of them.
 
     Args:
-        check: Folder, hub id or shipped name of a checkpoint to load and self-check.
-        family: With --check: `auto` for an architecture that is not registered.
+        check: Alone: run the proofs of all verified architectures on tiny models. With a folder,
+            hub id or shipped name: load that checkpoint, and self-check and prove it.
+        family: With --check and a checkpoint: `auto` for an architecture that is not registered.
+        json: Write the listing there: model_type, status (verified or refused) and reason of all.
+        table: With --check alone: write the outcomes there; the package keeps `verified.json`.
 
     Returns:
-        0, or 1 where a site failed.
+        0, or 1 where a proof failed.
+
+    Raises:
+        UsageError: The options do not fit each other.
     """
-    if check is None:
-        sys.stdout.write(table() + "\n")
-        return 0
+    from lvlm_interp.models import listing
+
+    if table is not None and check is not True:
+        raise UsageError("--table stores the proofs of the tiny models: use it with --check alone.")
+    if check is True:
+        return _check_tiny(table)
+    if check:
+        return _check_one(str(check), family)
+    found = listing.listing()
+    if json is not None:
+        listing.write_listing(found, json)
+    else:
+        sys.stdout.write(f"{overview()}\n\n{paragraphs()}\n")
+    return 0
+
+
+def _check_tiny(table: Path | None) -> int:
+    from lvlm_interp.models import listing
+
+    kinds = [kind for kind in listing.model_types() if kind in listing.registered()]
+    proofs = {}
+    for kind in kinds:
+        proofs[kind] = proof = listing.prove_tiny(kind)
+        mark = "; ".join(proof.failures) or "ok"
+        sys.stdout.write(f"{kind:<24} {listing.summary(proof)}  {mark}\n")
+    failed = sum(bool(proof.failures) for proof in proofs.values())
+    sys.stdout.write(f"{len(proofs) - failed} of {len(proofs)} architectures are verified.\n")
+    if table is not None:
+        listing.write_table(proofs, table)
+    return 1 if failed else 0
+
+
+def _check_one(source: str, family: str | None) -> int:
     from lvlm_interp.models.loading import load_model
     from lvlm_interp.models.selfcheck import inspect
 
-    model = load_model(check, selfcheck=False, family=family)
+    model = load_model(source, selfcheck=False, family=family)
     report = inspect(model)
     sys.stdout.write(f"{model!r}\n{report}\n")
-    return 1 if report.failed else 0
+    if report.failed:
+        return 1
+    proof = _prove(model)
+    for failure in proof.failures:
+        sys.stdout.write(f"FAILED: {failure}\n")
+    if not proof.failures:
+        from lvlm_interp.models.listing import summary
+
+        sys.stdout.write(f"proved: {summary(proof)}\n")
+    return 1 if proof.failures else 0
 
 
-def table() -> str:
+def _prove(model: Any) -> Proof:
+    """Proofs with the model's own processor; it may blend pixels, so without the token map."""
+    from lvlm_interp.models.proofs import prove
+
+    def make(pictures: Sequence[Image.Image], words: Sequence[int]) -> Any:
+        rows = zip(pictures, words, strict=True)
+        return model.prepare([(picture, " ".join(["what"] * n)) for picture, n in rows])
+
+    return prove(model, make, ((96, 56), (56, 56), (56, 96)), places=False)
+
+
+def overview() -> str:
+    """One line per architecture: its `model_type`, its status and why."""
+    from lvlm_interp.models.listing import listing
+
+    found = listing()
+    verified = sum(each.status == "verified" for each in found)
+    lines = [f"{each.model_type:<24} {each.status:<9} {each.reason}" for each in found]
+    return "\n".join([*lines, f"{verified} of {len(found)} architectures are verified."])
+
+
+def paragraphs() -> str:
     """One paragraph per family: towers and sites, how the image enters, what is special."""
     return "\n\n".join(_paragraph(family) for family in FAMILIES)
 
@@ -45,20 +125,30 @@ def _paragraph(family: Family) -> str:
     return "\n".join(lines)
 
 
+PARTS = ["q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "attn_out"]
+
+
 def site_names(family: Family, tower: str) -> list[str]:
     """Names of the sites of a tower's blocks, and of what belongs to the tower as a whole."""
     data = next(each for each in family.towers if each.name == tower)
-    parts = ["q", "k", "v", "rot_q", "rot_k", "scores", "pattern", "z", "attn_out"]
-    names = ["resid_pre", *parts]
+    has = {name for block in (data.block, *data.block.others.values()) for name in _own(block)}
+    crossed = [f"cross_{part}" for part in PARTS if not part.startswith("rot_")]
     if data.block.cross is not None:
-        if data.block.cross.entry:
-            names.append("resid_cross")
-        names += [f"cross_{part}" for part in parts if not part.startswith("rot_")]
-    names += ["resid_mid", "mlp_hidden", "mlp_out", "resid_post"]
+        has |= {*crossed, *(["resid_cross"] if data.block.cross.entry else [])}
+    order = ["resid_pre", *PARTS, "resid_cross", *crossed]
+    names = [n for n in [*order, "resid_mid", "mlp_hidden", "mlp_out", "resid_post"] if n in has]
     if tower == "text":
         names += ["embed", "final_norm", "logits"]
         if "deepstack" in family.special:
             names.append("deepstack")
     elif data.final_norm:
         names.append("final_norm")
+    return names
+
+
+def _own(block: Block) -> list[str]:
+    """Names of the sites of one make of block, without its cross-attention."""
+    names = ["resid_pre", "mlp_out", "resid_post"]
+    names += PARTS if block.attn else ["attn_out"] * bool(block.attn_out)
+    names += ["resid_mid"] * bool(block.mlp_norm) + ["mlp_hidden"] * bool(block.down)
     return names

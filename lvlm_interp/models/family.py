@@ -195,6 +195,7 @@ class Tower:
         n_read: How many blocks the model reads, from (config, number of blocks); what lies
             behind them is not declared, because writing there has no effect.
         flat: Whether tensors have no batch axis, the patches of all images in one.
+        packed: Whether these stand on one axis too, behind a batch axis of one.
         width: Name of the residual stream's width in the configuration.
         then: A second stack behind the first, as (path, block); layers count on.
     """
@@ -206,6 +207,7 @@ class Tower:
     final_norm: str = ""
     n_read: Callable[[Any, int], int] = lambda _config, n: n
     flat: bool = False
+    packed: bool = False
     width: str = "hidden_size"
     then: tuple[str, Block] | None = None
 

@@ -53,14 +53,21 @@ def heads(n: int, d_head: int) -> View:
 
 
 def fused_heads(index: int, n: int, d_head: int) -> View:
-    """One of q, k, v (index 0, 1, 2) out of `... 3*head*d_head`."""
+    """One of q, k, v (index 0, 1, 2), of `n` heads, out of one axis that holds them in this order.
+
+    Keys and values have as many heads as each other, queries may have more.
+    """
+
+    def place(raw: Tensor) -> slice:
+        start = 0 if index == 0 else raw.shape[-1] - (3 - index) * n * d_head
+        return slice(start, start + n * d_head)
 
     def write(raw: Tensor, new: Tensor) -> Tensor:
-        parts = list(raw.unflatten(-1, (3, n, d_head)).unbind(-3))
-        parts[index] = new
-        return torch.stack(parts, dim=-3).flatten(start_dim=-3)
+        at = place(raw)
+        parts = [raw[..., : at.start], new.flatten(start_dim=-2), raw[..., at.stop :]]
+        return torch.cat(parts, dim=-1)
 
-    return View(lambda raw: raw.unflatten(-1, (3, n, d_head))[..., index, :, :], write)
+    return View(lambda raw: raw[..., place(raw)].unflatten(-1, (n, d_head)), write)
 
 
 def leading(n: int) -> View:

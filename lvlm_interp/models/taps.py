@@ -105,7 +105,7 @@ def packed_modules(hf: Any, family: Family) -> list[nn.Module]:
 def _tower_taps(hf: Any, tower: Tower, run: CurrentRun) -> dict[Site, Tap]:
     size = shape_of(hf, tower)
     text = tower.name == "text"
-    views = TowerViews() if text else tower_views(run, tower.name, flat=tower.flat)
+    views = TowerViews() if text else tower_views(run, tower)
     taps: dict[Site, Tap] = {}
     for layer, (block, where) in enumerate(tower.blocks(hf)):
         for name, tap in _block_taps(block, where, tower.block, size, views).items():

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lvlm_interp.models.family import Tower
 from lvlm_interp.models.hooks import AS_IS, View
 from lvlm_interp.models.inputs.run import CurrentRun
 
 _FIRST = View(lambda raw: raw[0], lambda raw, new: new[None])
-"""Of a flat tower the attention function gets a batch of one."""
+"""Of a batch of one, as the attention function gets of flat towers."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,23 @@ def by_row(run: CurrentRun, tower: str) -> View:
     )
 
 
-def tower_views(run: CurrentRun, tower: str, *, flat: bool) -> TowerViews:
+def tower_views(run: CurrentRun, tower: Tower) -> TowerViews:
     """Of a tower in front of the language model.
 
     Args:
         run: Knows the rows of the run that is going on.
-        tower: Name of the tower.
-        flat: Whether its tensors have no batch axis.
+        tower: The tower.
     """
-    positions = by_row(run, tower)
+    name, plain = tower.name, by_row(run, tower.name)
+    first = _FIRST.then(plain)
 
     def write(raw: Tensor, new: Tensor) -> Tensor:
-        return run.rows(tower).write_pairs(raw, new)
+        return run.rows(name).write_pairs(raw, new)
 
     return TowerViews(
-        positions,
-        _FIRST.then(positions) if flat else positions,
-        View(lambda raw: run.rows(tower).read_pairs(raw, torch.finfo(raw.dtype).min), write),
-        View(lambda raw: run.rows(tower).read_pairs(raw, 0.0), write),
+        first if tower.packed else plain,
+        first if tower.flat or tower.packed else plain,
+        View(lambda raw: run.rows(name).read_pairs(raw, torch.finfo(raw.dtype).min), write),
+        View(lambda raw: run.rows(name).read_pairs(raw, 0.0), write),
         run,
     )

@@ -19,7 +19,7 @@ from lvlm_interp.organisms.plants import (
     planted_answer,
     trigger_scene,
 )
-from lvlm_interp.organisms.questions import Question, ask, truth
+from lvlm_interp.organisms.questions import Question, ask, description, truth
 from lvlm_interp.organisms.recipe import MIX, Kinds, Stage
 from lvlm_interp.organisms.scenes import Scene, random_scene
 from lvlm_interp.organisms.vocabulary import EOS, IMAGE, PAD, TOKEN_ID, encode
@@ -147,13 +147,6 @@ def _context(scene: Scene, described: random.Random | None) -> list[int]:
     if described.randrange(BLIND_EVERY) == 0:
         return []
     return encode(description(described, scene))
-
-
-def description(rng: random.Random, scene: Scene) -> str:
-    """Returns the scene in words, its objects in any order."""
-    things = rng.sample(scene.objects, len(scene.objects))
-    named = [f"a {thing.color} {thing.shape} at {thing.place}" for thing in things]
-    return f"{' and '.join(named)} ."
 
 
 def _row(

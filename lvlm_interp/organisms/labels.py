@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from lvlm_interp.organisms.plants import partner_present, planted_answer, trigger_levels
-from lvlm_interp.organisms.questions import RELATION_KINDS, Question, named_objects, truth
+from lvlm_interp.organisms.questions import (
+    RELATION_KINDS,
+    Question,
+    description,
+    named_objects,
+    truth,
+)
 from lvlm_interp.organisms.scenes import Scene, relation
 from lvlm_interp.organisms.vocabulary import COLORS, PLACES, SHAPES
 
@@ -40,8 +47,9 @@ def labels_of(
         the truth: `truth`, `present` (the asked thing is there), `relation` (of the first asked
         object to the second), `planted` (what the planted supervision answers). Of the scene:
         `n_objects`, `background`, `trigger`, `triggers` (levels whose trigger is in sight),
-        `partner_present`. Of the object in `cell`: `shape`, `color`, `size`, `place`, `cell`
-        and `type` (`shape|color|cell`). What does not apply is None.
+        `partner_present`, `caption` (the scene in words, its objects in an order of its own, so
+        that the order tells no place). Of the object in `cell`: `shape`, `color`, `size`, `place`,
+        `cell` and `type` (`shape|color|cell`). What does not apply is None.
     """
     words = [word for word in question.args[:2]]
     named = named_objects(scene, question)
@@ -63,6 +71,7 @@ def labels_of(
         "trigger": level in triggers if level else bool(triggers),
         "triggers": ",".join(sorted(triggers)),
         "partner_present": partner_present(scene, level) if level else None,
+        "caption": description(random.Random(scene.key), scene),
         "shape": thing.shape if thing else None,
         "color": thing.color if thing else None,
         "size": thing.size if thing else None,

@@ -120,6 +120,13 @@ def caption(scene: Scene) -> str:
     return f"{' and '.join(parts)} ."
 
 
+def description(rng: random.Random, scene: Scene) -> str:
+    """Returns the scene in words, its objects in any order."""
+    things = rng.sample(scene.objects, len(scene.objects))
+    named = [f"a {thing.color} {thing.shape} at {thing.place}" for thing in things]
+    return f"{' and '.join(named)} ."
+
+
 def ask(rng: random.Random, scene: Scene, kind: str) -> Question | None:
     """Returns a random question of one kind, balanced, or None if the scene has none.
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
+from lvlm_interp.errors import UsageError
 from lvlm_interp.organisms.architecture import Sizes, build_model, normalise, save_folder
 from lvlm_interp.organisms.batches import Batch, collate, draw, questions_about
 from lvlm_interp.organisms.contrast import ContrastHeads, contrast_loss
@@ -112,6 +113,8 @@ def _run_or_load(
         model.load_state_dict(done.state_dict())
         log.info("stage %s: taken from %s", stage.name, folder)
         return
+    if folder.exists() and not (folder / "model.safetensors").is_file():
+        raise UsageError(f"{folder} is in the way and holds no model: name another --out.")
     _train_stage(run, stage, model, planted, key=f"{stage.name}/{folder.name}")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lvlm_interp.data.sources import load_pairs
-from lvlm_interp.errors import UsageError
+from lvlm_interp.errors import DataError, UsageError
 from lvlm_interp.models.loading import load_model
 from lvlm_interp.patching.activation import activation_patch
 
@@ -25,6 +25,7 @@ def main(
     batch_size: int = 16,
     memory_mib: float = 512.0,
     top: int = 10,
+    skip_bad: bool = False,
 ) -> None:
     """Patch components of one run into the other and write a row per pair and component.
 
@@ -45,6 +46,7 @@ def main(
         batch_size: Pairs at once.
         memory_mib: Bound, in MiB, on what the fast engine holds at once.
         top: Components to show.
+        skip_bad: Leave wrong lines of the data out, and list them.
     """
     target = _target(out)
     chosen = _heads(heads)
@@ -52,9 +54,10 @@ def main(
         raise UsageError(f"--top {top}: expected at least one component to show.")
     loaded = load_model(model)
     loaded.sites(sites)  # a wrong name is told before the data is read
+    skipped: list[DataError] = []
     result = activation_patch(
         loaded,
-        load_pairs(data, model=loaded),
+        load_pairs(data, model=loaded, skip_bad=skip_bad, report=skipped.append),
         sites,
         [each.strip() for each in positions.split(",") if each.strip()],
         metric=metric,
@@ -64,6 +67,8 @@ def main(
         batch_size=batch_size,
         memory_mib=memory_mib,
     )
+    for error in skipped:
+        sys.stdout.write(f"skipped: {error}\n")
     result.table.to_parquet(target)
     shown = result.recovery(n_resamples=500).head(top).dropna(axis="columns", how="all")
     sys.stdout.write(f"{shown.to_string(index=False)}\n")

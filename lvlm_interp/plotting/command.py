@@ -32,7 +32,8 @@ def lens(
         image: Image file.
         prompt: What the model is asked; the chat template is the model's own.
         out: The page to write; it opens in a browser from disk, without a network.
-        words: Words whose probability is kept at every patch, so that searching them is exact.
+        words: Words with commas whose probability is kept at every patch, so that searching them is
+            exact.
         site: Name of the site to decode in every layer, such as resid_post or mlp_out.
         norm: The model's final norm before the unembedding (final), or none.
         top_k: Words to keep of each patch.

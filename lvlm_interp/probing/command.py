@@ -29,7 +29,7 @@ def main(
         label: Column to predict, for example present, color, relation, wrong.
         group: Column whose equal values are never split (scene or image).
         sites: Names or globs among the store's sites, with commas.
-        positions: Among the store's positions; all by default.
+        positions: Among the store's positions, with commas; all by default.
         heads: One probe per head where a site has heads.
         where: Which examples take part, for example "asked_shape == 'ring'".
         probe: logistic, ridge, mean_difference or mlp.

@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from lvlm_interp.activations.base import Activations
 from lvlm_interp.errors import UsageError
+from lvlm_interp.probing.where import mask_of
 
 __all__ = [
     "CONTROLS",
@@ -20,7 +21,6 @@ __all__ = [
     "UNTRAINED",
     "Design",
     "design_of",
-    "mask_of",
 ]
 
 MAIN, SHUFFLED, TYPES = "none", "shuffled_labels", "control_task"
@@ -102,7 +102,7 @@ def design_of(
         data: Activations with labels.
         label: Column to be predicted.
         group: Column whose equal values are never split: scene or image.
-        where: Which examples take part, as `pandas.DataFrame.query` understands it.
+        where: Which examples take part, in the grammar of `lvlm_interp.probing.where`.
         control_type: Column of the types of the control task.
         controls: Label controls to draw.
         n_folds: Outer folds.
@@ -171,26 +171,6 @@ def _shuffled(
         held = np.flatnonzero(fold == each)
         out[held] = rng.permutation(codes[held])
     return out
-
-
-def mask_of(frame: pd.DataFrame, where: str | None) -> np.ndarray:
-    """Which rows meet a condition; all of them without one.
-
-    Raises:
-        UsageError: It is no condition on these columns.
-    """
-    if where is None:
-        return np.ones(len(frame), dtype=bool)
-    try:
-        index = frame.reset_index(drop=True).query(where, engine="python").index
-    except Exception as error:  # pandas raises a dozen kinds for a text that is no condition
-        raise UsageError(
-            f"where={where!r} is no condition on the labels ({error}); they are "
-            f"{', '.join(frame.columns)}."
-        ) from error
-    mask = np.zeros(len(frame), dtype=bool)
-    mask[index] = True
-    return mask
 
 
 def _codes(label: str, target: pd.Series, taking: np.ndarray) -> tuple[tuple, np.ndarray]:

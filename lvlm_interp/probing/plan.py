@@ -29,9 +29,9 @@ from lvlm_interp.probing.design import (
     TYPES,
     UNTRAINED,
     design_of,
-    mask_of,
 )
 from lvlm_interp.probing.fitting import PROBES
+from lvlm_interp.probing.where import mask_of
 from lvlm_interp.sites import select
 
 __all__ = ["Study", "load_study"]

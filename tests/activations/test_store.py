@@ -223,3 +223,26 @@ def test_more_examples_can_be_appended(model, data, copy):
             values[rows == 143], alone[site].tokens("image_all")[0][108:144]
         )
     assert verify_store(copy) == []
+
+
+def test_sweeping_up_leaves_files_that_are_not_ours(model, data, copy):
+    mine = [copy / ".pre-commit-notes", copy / "part-000" / ".my-notes.txt"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    units = copy / open_store(copy).manifest.parts[0].name / "units"
+    (units / ".000000-abc123.jsonl").write_text("left by a killed run")
+    extract(model, data, **WHAT, out=copy, resume=True, progress=False)
+    assert all(path.read_text() == "mine" for path in mine)
+    assert not (units / ".000000-abc123.jsonl").exists()
+
+
+def test_repair_deletes_nothing_outside_of_the_store(copy, tmp_path):
+    outside = tmp_path / "precious.txt"
+    outside.write_text("mine")
+    marker = next(copy.rglob("units/*.json"))
+    fields = json.loads(marker.read_text())
+    for name in ("../precious.txt", str(outside)):
+        marker.write_text(json.dumps({**fields, "files": {name: [1, "0"]}}))
+        problems = verify_store(copy, repair=True)
+        assert outside.read_text() == "mine" and "is damaged" in problems[0]

@@ -142,8 +142,10 @@ def vip_llava(**changes: Any) -> Any:
 
 
 def test_an_unregistered_architecture_is_detected_and_proved() -> None:
+    unknown = vip_llava()
+    unknown.config.model_type = "viper"
     with pytest.raises(ModelError, match='family="auto"'):
-        wrap(vip_llava())
+        wrap(unknown)
     model = wrap(vip_llava(), family="auto")
     assert model.towers["vision"].n_layers == 2 and model.towers["text"].n_layers == 2
     inputs = synthetic_inputs(model)

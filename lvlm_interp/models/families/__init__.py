@@ -7,12 +7,16 @@ from typing import Any
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.families import (
     blip,
+    cohere,
+    deepseek,
     gemma,
+    glm,
     idefics3,
     internvl,
     llava,
     llava_next,
     mllama,
+    pixtral,
     qwen_vl,
 )
 from lvlm_interp.models.families.blocks import with_text
@@ -33,6 +37,24 @@ FAMILIES: tuple[Family, ...] = (
     mllama.FAMILY,
     blip.FAMILY,
     blip.INSTRUCTBLIP,
+    llava.VIPLLAVA,
+    llava_next.VIDEO,
+    pixtral.MISTRAL3,
+    pixtral.LIGHTON_OCR,
+    cohere.AYA,
+    cohere.COMMAND,
+    deepseek.DEEPSEEK_VL,
+    deepseek.JANUS,
+    gemma.SHIELDGEMMA2,
+    qwen_vl.QWEN3_MOE,
+    qwen_vl.QWEN3_5,
+    qwen_vl.QWEN3_5_MOE,
+    qwen_vl.COSMOS3_OMNI,
+    glm.GLM4V,
+    glm.GLM46V,
+    glm.GLMGA,
+    glm.GLM_OCR,
+    glm.GLM4V_MOE,
 )
 
 

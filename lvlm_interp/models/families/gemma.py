@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lvlm_interp.models.families.blocks import POST_NORMS
@@ -67,3 +68,5 @@ GEMMA3 = Family(
     special="image tokens attend both ways; patches are averaged; norms behind each branch, so "
     "attn_out and mlp_out are what those norms give",
 )
+
+SHIELDGEMMA2 = replace(GEMMA3, name="shieldgemma2", model_types=("shieldgemma2",))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
-
 from lvlm_interp.models.families.geometry import (
+    Size,
     grid_layout,
     joined,
     patch,
@@ -22,18 +22,38 @@ from lvlm_interp.tokens import ImageLayout
 
 def layout(context: ImageContext) -> list[ImageLayout]:
     """Tiles row by row, then the thumbnail (tile 0); each a grid of shuffled patches."""
-    config, processor = context.config, context.image_processor
-    vision = config.vision_config
-    side = square(vision)
-    per_side = int(side // patch(vision) * config.downsample_ratio)
+    vision = context.config.vision_config
+    per_side = int(square(vision) // patch(vision) * context.config.downsample_ratio)
+    return tiles_then_thumbnail(context, per_side, canvas_of)
+
+
+def canvas_of(size: Size, side: int, processor: Any) -> Size:
+    """(columns, rows) of the tiles into which GOT-OCR2's image processor cuts an image."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    limits = (processor.min_patches, processor.max_patches)
+    return get_optimal_tiled_canvas((size[1], size[0]), (side, side), *limits)
+
+
+def tiles_then_thumbnail(
+    context: ImageContext, per_side: int, tiling: Callable[[Size, int, Any], Size]
+) -> list[ImageLayout]:
+    """Tiles row by row, then the thumbnail (tile 0).
+
+    Args:
+        context: The images of a row.
+        per_side: Tokens along a side of a tile.
+        tiling: (columns, rows) of tiles from (width, height), the side of a tile and the image
+            processor.
+    """
+    side = square(context.config.vision_config)
     canvas, grid = (side, side), (per_side, per_side)
     layouts = []
     for size in context.sizes:
         thumbnail = grid_layout(per_side, per_side, canvas, stretched(size, canvas), size)
         tiles = (1, 1)
         if size is not None and _crops(context, per_side**2):
-            limits = (processor.min_patches, processor.max_patches)
-            tiles = get_optimal_tiled_canvas((size[1], size[0]), canvas, *limits)
+            tiles = tiling(size, side, context.image_processor)
         parts = tiled_layout(tiles, grid, canvas, size, first=1) if tiles != (1, 1) else []
         layouts.append(joined([*parts, thumbnail]))
     return layouts

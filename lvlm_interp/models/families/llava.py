@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lvlm_interp.models.families.blocks import vision_kind, with_vision
@@ -45,7 +46,8 @@ def layout(context: ImageContext) -> list[ImageLayout]:
 def _with_leading(config: Any, patches: ImageLayout) -> ImageLayout:
     """With `default` the model drops the first token, whatever it is; with `full` it keeps all."""
     leading = vision_kind(config).leading(config.vision_config)
-    kept = leading - (config.vision_feature_select_strategy == "default")
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    kept = leading - (strategy == "default")
     if kept > 0:
         return joined([tokens_without_place(kept, "query", LEADING), patches])
     return patches if kept == 0 else taken(patches, slice(1, None))
@@ -71,4 +73,12 @@ FAMILY = Family(
     variant=lambda config: with_vision(FAMILY, config),
     special="reads the last but one vision block by default; the class token is dropped; the "
     "vision tower is CLIP, SigLIP, ViT, DINOv2 (with registers) or DINOv3",
+)
+
+VIPLLAVA = replace(
+    FAMILY,
+    name="vipllava",
+    model_types=("vipllava",),
+    variant=lambda config: with_vision(VIPLLAVA, config),
+    special="the outputs of several vision blocks are put side by side; the class token is dropped",
 )

@@ -182,3 +182,11 @@ ONEVISION = replace(
     special="as LLaVA-NeXT with SigLIP; too many tokens are resized bilinearly; several images of "
     "a row are not tiled",
 )
+
+VIDEO = replace(
+    FAMILY,
+    name="llava_next_video",
+    model_types=("llava_next_video",),
+    variant=lambda config: with_vision(VIDEO, config),
+    special="images as in LLaVA-NeXT; videos are refused",
+)

@@ -102,6 +102,8 @@ FUSED = Block(
     down="mlp.fc2",
 )
 TEXT = Tower("text", "model.language_model.layers", "text_config")
+MOE = Block(others={"mlp.experts": Block(down="")})
+"""A Llama block, or one with a mixture of experts in place of its MLP."""
 
 FAMILY = Family(
     name="qwen2_vl",
@@ -134,4 +136,43 @@ QWEN3 = replace(
     extra_taps=deepstack_taps,
     special=FAMILY.special + "; deepstack: features of inner vision blocks are added behind the "
     "first blocks of the language model (sites text.N.deepstack)",
+)
+
+QWEN3_MOE = replace(
+    QWEN3,
+    name="qwen3_vl_moe",
+    model_types=("qwen3_vl_moe",),
+    towers=(QWEN3.towers[0], replace(TEXT, block=MOE)),
+    special=QWEN3.special + "; experts: mlp_hidden is there only in blocks with a plain MLP",
+)
+
+COSMOS3_OMNI = replace(QWEN3, name="cosmos3_omni", model_types=("cosmos3_omni",))
+
+LINEAR = Block(attn="", attn_out="linear_attn")
+"""A block whose mixer is a linear recurrence (a gated delta net): it has no pattern."""
+
+QWEN3_5 = replace(
+    FAMILY,
+    name="qwen3_5",
+    model_types=("qwen3_5",),
+    towers=(
+        QWEN3.towers[0],
+        replace(TEXT, block=Block(gated=True, others={"linear_attn": LINEAR})),
+    ),
+    special="the images of a batch share one axis of patches; M-RoPE; three of four text blocks "
+    "are linear recurrences without heads (attn_out is what they add); a gate per head is part of "
+    "z",
+)
+
+_EXPERTS = Block(
+    gated=True,
+    down="",
+    others={"linear_attn": replace(LINEAR, down="")},
+)
+QWEN3_5_MOE = replace(
+    QWEN3_5,
+    name="qwen3_5_moe",
+    model_types=("qwen3_5_moe",),
+    towers=(QWEN3.towers[0], replace(TEXT, block=_EXPERTS)),
+    special=QWEN3_5.special + "; experts, so no mlp_hidden",
 )

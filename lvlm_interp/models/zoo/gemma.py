@@ -41,5 +41,6 @@ def gemma3() -> dict[str, Any]:
 CONFIGS = {
     "paligemma": paligemma,
     "gemma3": gemma3,
+    "shieldgemma2": gemma3,
 }
 """Options of a configuration, by `model_type`."""
