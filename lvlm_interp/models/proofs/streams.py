@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lvlm_interp.models.attention import configurations, implemented
 from lvlm_interp.models.family import Tower
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.taps import at
@@ -76,7 +75,7 @@ def _hidden_states(model: LVLM, inputs: Inputs) -> float:
 
 def _patterns(model: LVLM, inputs: Inputs) -> float:
     """Difference of the language model's patterns from those of transformers' eager code."""
-    with implemented(configurations(model.hf), lambda _config: "eager"):
+    with model._runs.running(lambda _config: "eager"):
         out = model.hf(**inputs.tensors, use_cache=False, output_attentions=True)
     if (theirs := out.get("attentions")) is None:
         theirs = out["language_model_outputs"].attentions
