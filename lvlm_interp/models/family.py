@@ -267,6 +267,8 @@ class Family:
         projector: Path of the module whose output is what the language model gets of the image.
         projector_view: How `projector.out` sees it.
         projector_field: Name of the field, where that module's output has several.
+        projector_ndim: Number of axes of what it gives of an image, where it is called for other
+            things too.
         embed: Path of the module and name of its input at which image features are merged in; an
             empty name takes the module's output.
         embed_is_resid: Whether the first block's residual stream is `text.embed` itself; not where
@@ -294,6 +296,7 @@ class Family:
     projector: str = "model.multi_modal_projector"
     projector_view: View | None = None
     projector_field: str = ""
+    projector_ndim: int | None = None
     embed: tuple[str, str] = ("model.language_model", "inputs_embeds")
     embed_is_resid: bool = True
     merged: bool = True

@@ -396,8 +396,11 @@ def _output_hook(line: Line, keyword: str) -> Callable[..., Any]:
 
 def _input_hook(line: Line, keyword: str, *, in_place: bool) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        named = keyword in kwargs
-        raw = kwargs[keyword] if named else args[0]
+        name = keyword
+        if not args and keyword not in kwargs:
+            name = next(iter(kwargs))  # a block that calls its stream by another name
+        named = name in kwargs
+        raw = kwargs[name] if named else args[0]
         if raw is None:  # a step of generation that passes ids instead
             return None
         new = line.carry(raw)
@@ -406,6 +409,6 @@ def _input_hook(line: Line, keyword: str, *, in_place: bool) -> Callable[..., An
         if in_place:
             raw.copy_(new)
             return None
-        return (args, {**kwargs, keyword: new}) if named else ((new, *args[1:]), kwargs)
+        return (args, {**kwargs, name: new}) if named else ((new, *args[1:]), kwargs)
 
     return hook

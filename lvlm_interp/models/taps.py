@@ -68,6 +68,7 @@ def taps_of(hf: Any, family: Family, run: CurrentRun | None = None) -> dict[Site
                     (family.projector_view or AS_IS).then(by_row(run, "projector")),
                     keyword=family.projector_field,
                     frame=run,
+                    ndim=family.projector_ndim,
                 )
                 module, keyword = family.embed
                 where = "input" if keyword else "output"

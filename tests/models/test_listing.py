@@ -49,6 +49,7 @@ def test_the_stored_table_and_the_registry_agree() -> None:
     assert set(stored) == set(kinds) == set(zoo.CONFIGS)
     assert not any(proof.failures for proof in stored.values())
     assert not set(stored) & set(REFUSED)
+    assert set(REFUSED) | set(stored) >= set(listing.model_types())
 
 
 @pytest.mark.parametrize("kind", tiered(zoo.CONFIGS, FAST))

@@ -9,13 +9,16 @@ from lvlm_interp.models.families import (
     blip,
     cohere,
     deepseek,
+    flat_towers,
     gemma,
     glm,
     idefics3,
     internvl,
+    llama4,
     llava,
     llava_next,
     mllama,
+    ovis,
     pixtral,
     qwen_vl,
 )
@@ -55,6 +58,14 @@ FAMILIES: tuple[Family, ...] = (
     glm.GLMGA,
     glm.GLM_OCR,
     glm.GLM4V_MOE,
+    flat_towers.VIDEO_LLAMA_3,
+    flat_towers.PADDLEOCR_VL,
+    flat_towers.EXAONE4_5,
+    flat_towers.QWEN2_5_OMNI,
+    flat_towers.QWEN3_OMNI,
+    internvl.QIANFAN_OCR,
+    llama4.FAMILY,
+    ovis.FAMILY,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from lvlm_interp.models.families.geometry import (
@@ -95,4 +96,11 @@ FAMILY = Family(
     pixels=pixels,
     special="LayerScale: attn_out and mlp_out are what is added after it; tiles, then a thumbnail; "
     "pixel shuffle",
+)
+
+QIANFAN_OCR = replace(
+    FAMILY,
+    name="qianfan_ocr",
+    model_types=("qianfan_ocr",),
+    towers=(replace(FAMILY.towers[0], layers="model.vision_tower.layers"), TEXT),
 )

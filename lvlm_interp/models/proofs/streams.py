@@ -44,7 +44,7 @@ def _raw(tower: Tower, hf: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     seen: list[tuple[Tensor, Tensor]] = []
 
     def note(_module: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> None:
-        came = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        came = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
         seen.append((came, out[0] if isinstance(out, tuple) else out))
 
     blocks = [block for block, _ in tower.blocks(hf)]

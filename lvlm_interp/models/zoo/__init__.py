@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lvlm_interp.models.zoo import cross, gemma, llava, qwen, tiled
+from lvlm_interp.models.zoo import cross, flat, gemma, llava, qwen, tiled
 from lvlm_interp.models.zoo.parts import SPECIALS
 
 __all__ = ["CONFIGS", "build", "randomised", "tiny"]
@@ -21,6 +21,7 @@ __all__ = ["CONFIGS", "build", "randomised", "tiny"]
 CONFIGS: dict[str, Callable[[], dict[str, Any]]] = {
     **llava.CONFIGS,
     **qwen.CONFIGS,
+    **flat.CONFIGS,
     **tiled.CONFIGS,
     **gemma.CONFIGS,
     **cross.CONFIGS,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SIDE = {"height": 24, "width": 24}
 NEAREST = 0
+AREA = {"shortest_edge": 24 * 24, "longest_edge": 96 * 96}
+"""Fewest and most pixels of an image of any size."""
 
 
 def _made(name: str, **options: Any) -> Any:
@@ -49,8 +51,17 @@ def cut() -> Any:
 
 def flat(name: str = "Qwen2VL") -> Any:
     """The patches of all images on one axis, merged two by two."""
-    size = {"shortest_edge": 24 * 24, "longest_edge": 96 * 96}
-    return _made(name, size=size, patch_size=6, merge_size=2, temporal_patch_size=2)
+    return _made(name, size=AREA, patch_size=6, merge_size=2, temporal_patch_size=2)
+
+
+def single() -> Any:
+    """The patches of all images on one axis, none merged."""
+    return _made("VideoLlama3", size=AREA, patch_size=6)
+
+
+def paddle() -> Any:
+    """The patches of all images on one axis, merged two by two behind the tower."""
+    return _made("PaddleOCRVL", size=AREA, patch_size=6, merge_size=2, temporal_patch_size=1)
 
 
 def volume(name: str) -> Any:
@@ -91,6 +102,9 @@ PICTURES: dict[str, Callable[[], Any]] = {
     "idefics3": lambda: parts("Idefics3"),
     "smolvlm": lambda: parts("SmolVLM"),
     "internvl": cut,
+    "qianfan_ocr": cut,
+    "video_llama_3": single,
+    "paddleocr_vl": paddle,
     "aya_vision": cut,
     "mllama": four_tiles,
     "mistral3": any_size,
@@ -106,6 +120,9 @@ PICTURES: dict[str, Callable[[], Any]] = {
             "qwen3_5",
             "qwen3_5_moe",
             "cosmos3_omni",
+            "exaone4_5",
+            "qwen2_5_omni_thinker",
+            "qwen3_omni_moe_thinker",
         ),
         flat,
     ),
