@@ -3,8 +3,11 @@
 Writers (senders) are heads, MLPs, and what enters a stream: `vision.input` (patch embeddings),
 `image` (what the projector writes at image positions) and `tokens` (the other embeddings). Readers
 (receivers) are the q, k and v of each head, with keys and values counted per key-value head, the
-MLPs, the projector and the logits. An edge is a writer and a reader behind it; it carries what the
-writer adds, at every position or at the positions of one token role.
+MLPs, the projector and the logits. Where a model reads its vision tower behind inner blocks too
+(several feature layers, deepstack), each such place is a reader (`vision.3.read`), and what it adds
+between blocks of the language model is a writer (`text.0.deepstack`). An edge is a writer and a
+reader behind it; it carries what the writer adds, at every position or at the positions of one
+token role.
 """
 
 from __future__ import annotations
@@ -22,16 +25,18 @@ import pandas as pd
 import torch
 from jaxtyping import Bool
 
+from lvlm_interp.circuits.streams import additions, inner_reads
 from lvlm_interp.errors import ModelError, StoreError, UsageError
 from lvlm_interp.files import atomic_write
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.maps import BlockMaps
 
 FORMAT = "lvlm-interp circuit 1"
 
 
 @dataclass(frozen=True)
 class Sender:
-    """A writer: `tower`, `layer` (None for what enters), `head` (None for an MLP or an input)."""
+    """A writer: `tower`, `layer` (None for what enters), `head` (None but for a head)."""
 
     name: str
     tower: str
@@ -42,7 +47,10 @@ class Sender:
 
 @dataclass(frozen=True)
 class Receiver:
-    """A reader: `part` is q, k, v, mlp, projector or logits; `head` counts heads of its kind."""
+    """A reader; `head` counts heads of its kind.
+
+    `part` is q, k, v, mlp, read (of the stream behind an inner block), projector or logits.
+    """
 
     name: str
     node: tuple[str, ...]
@@ -71,13 +79,14 @@ class Graph:
         """The graph of a model.
 
         Args:
-            model: The model; its branches must be added to the stream as they are.
+            model: The model; its blocks must add their branches to one stream.
             vision: Whether the vision tower's heads and MLPs are nodes.
             roles: `all`, or roles that split the positions of the language model; what none of
                 them holds is added as the role `rest`.
 
         Raises:
-            ModelError: The model has no plain vision tower, though `vision` asks for it.
+            ModelError: The model has no vision tower, though `vision` asks for it; or a tower's
+                blocks do not add their branches to one stream.
             UsageError: Roles are given twice.
         """
         if len(set(roles)) < len(roles):
@@ -90,7 +99,7 @@ class Graph:
             senders.append(Sender("vision.input", "vision"))
             _tower(model, "vision", senders, receivers)
             depth = 2 * model.towers["vision"].n_layers
-            node = ("image",)
+            node = ("image", *(f"text.{i}.deepstack" for i in additions(model, "text")))
             receivers.append(Receiver("projector", node, "vision", None, "projector", order=depth))
         senders += [Sender("image", "text"), Sender("tokens", "text")]
         _tower(model, "text", senders, receivers)
@@ -102,14 +111,20 @@ class Graph:
     @cached_property
     def valid(self) -> Bool[torch.Tensor, "sender receiver role"]:
         """Which edges exist: same stream, writer in front of reader; vision edges have one role."""
-        grid = torch.zeros(len(self.senders), len(self.receivers), len(self.roles))
-        for i, sender in enumerate(self.senders):
-            for j, receiver in enumerate(self.receivers):
-                if sender.tower == receiver.tower and sender.order < receiver.order:
-                    grid[i, j, : None if sender.tower == "text" else 1] = 1
-        return grid.bool()
+        towers = {name: i for i, name in enumerate({s.tower: None for s in self.senders})}
 
-    @property
+        def columns(nodes: Sequence[Sender | Receiver]) -> tuple[torch.Tensor, torch.Tensor]:
+            where = torch.tensor([towers.get(each.tower, -1) for each in nodes])
+            return where, torch.tensor([each.order for each in nodes])
+
+        (s_tower, s_order), (r_tower, r_order) = columns(self.senders), columns(self.receivers)
+        same = s_tower[:, None] == r_tower
+        grid = same & (s_order[:, None] < r_order)
+        roles = torch.ones(len(self.senders), 1, len(self.roles), dtype=torch.bool)
+        roles[s_tower != towers.get("text", -1), :, 1:] = False
+        return grid[..., None] & roles
+
+    @cached_property
     def n_edges(self) -> int:
         """Number of edges."""
         return int(self.valid.sum())
@@ -157,30 +172,54 @@ def _receiver(fields: dict[str, Any]) -> Receiver:
 
 def _tower(model: LVLM, tower: str, senders: list[Sender], receivers: list[Receiver]) -> None:
     size = model.towers[tower]
-    group = size.n_heads // size.n_kv_heads
+    read, added = inner_reads(model, tower), additions(model, tower)
     for layer in range(size.n_layers):
         at = f"{tower}.{layer}"
-        for part, count in (("q", size.n_heads), ("k", size.n_kv_heads), ("v", size.n_kv_heads)):
-            each = 1 if part == "q" else group
-            receivers += [
-                Receiver(
-                    f"{at}.{part}{head}",
-                    tuple(f"{at}.h{h}" for h in range(head * each, (head + 1) * each)),
-                    tower,
-                    layer,
-                    part,
-                    head,
-                    2 * layer,
-                )
-                for head in range(count)
-            ]
+        parallel = _checked(model, tower, layer)
+        receivers += _head_receivers(at, tower, layer, size.n_heads, size.n_kv_heads)
         senders += [
             Sender(f"{at}.h{head}", tower, layer, head, 2 * layer) for head in range(size.n_heads)
         ]
+        behind = 2 * layer + 1
+        mlp = f"{at}.mlp"
         receivers.append(
-            Receiver(f"{at}.mlp", (f"{at}.mlp",), tower, layer, "mlp", None, 2 * layer + 1)
+            Receiver(mlp, (mlp,), tower, layer, "mlp", None, behind - 1 if parallel else behind)
         )
-        senders.append(Sender(f"{at}.mlp", tower, layer, None, 2 * layer + 1))
+        senders.append(Sender(mlp, tower, layer, None, behind))
+        if layer in read:
+            node = ("image", *(f"text.{i}.deepstack" for i in additions(model, "text")))
+            receivers.append(Receiver(f"{at}.read", node, tower, layer, "read", None, behind + 1))
+        if layer in added:
+            senders.append(Sender(f"{at}.deepstack", tower, layer, None, behind))
+
+
+def _head_receivers(
+    at: str, tower: str, layer: int, n_heads: int, n_kv_heads: int
+) -> list[Receiver]:
+    group, found = n_heads // n_kv_heads, []
+    for part, count in (("q", n_heads), ("k", n_kv_heads), ("v", n_kv_heads)):
+        each = 1 if part == "q" else group
+        for head in range(count):
+            readers = tuple(f"{at}.h{h}" for h in range(head * each, (head + 1) * each))
+            name = f"{at}.{part}{head}"
+            found.append(Receiver(name, readers, tower, layer, part, head, 2 * layer))
+    return found
+
+
+def _checked(model: LVLM, tower: str, layer: int) -> bool:
+    """Whether a block is a parallel one.
+
+    Raises:
+        ModelError: Its nodes cannot have edges of their own.
+    """
+    maps = BlockMaps(model, tower, layer)
+    if reason := maps.obstacle():
+        raise ModelError(
+            f"Block {layer} of the {tower} tower {reason}: its heads have no edges of their own. "
+            "Use activation_patch or path_patch"
+            + (", or a graph without the vision tower." if tower == "vision" else ".")
+        )
+    return maps.parallel
 
 
 def _index(names: list[str], name: str, kind: str) -> int:

@@ -3,9 +3,9 @@
 One direction of effect, as for patching: the clean run is patched with corrupt values (noising), or
 the reverse (denoising). Exact: m with that one edge counterfactual, minus m. EAP (Syed et al. 2023,
 arXiv 2310.10348): (u' - u) . dm/d(input of v), gradient at the run. EAP-IG (Hanna et al. 2024,
-arXiv 2403.17806): that gradient averaged along the straight path between the two runs' inputs; what
-moves (pixels, or merged embeddings, where the vision tower has no gradient and must be left out)
-and the quadrature have names.
+arXiv 2403.17806): that gradient averaged along the straight path between the two runs' inputs.
+What moves has a name (pixels; or `embed`, all that enters the language model, where the vision
+tower has no gradient and must be left out), and so has the quadrature.
 """
 
 from __future__ import annotations
@@ -21,19 +21,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvlm_interp.circuits.edges import (
-    EdgeRun,
-    contributions,
-    receiver_gradients,
-    role_masks,
-)
+from lvlm_interp.circuits.edges import EdgeRun, ReceiverGradients, role_masks
 from lvlm_interp.circuits.graph import Graph
+from lvlm_interp.circuits.streams import prove_streams
+from lvlm_interp.circuits.tower import Stage, Tower, Written, towers, written
 from lvlm_interp.data.examples import ContrastPair
-from lvlm_interp.errors import InputError, UsageError
+from lvlm_interp.errors import UsageError
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.patching.batches import PairBatch, batches
-from lvlm_interp.patching.gradients import EMBED, Integration
+from lvlm_interp.patching.gradients import Integration
 from lvlm_interp.patching.metrics import (
     UNITS,
     Metric,
@@ -43,7 +40,9 @@ from lvlm_interp.patching.metrics import (
     warn_flat_kl,
 )
 from lvlm_interp.results import Result, ResultTable, provenance
-from lvlm_interp.sites import Site
+
+_KEPT_BYTES = 2**28
+"""Of what senders write, kept from one stage of readers to the next."""
 
 Method = Literal["exact", "eap", "eap_ig"]
 Direction = Literal["denoise", "noise"]
@@ -146,12 +145,13 @@ def score_edges(
 
 @dataclass(frozen=True, eq=False)
 class EdgeTask:
-    """One batch of pairs with both runs' contributions.
+    """One batch of pairs with both runs.
 
     Attributes:
         model, graph, batch: What is scored.
+        towers: Of the graph.
         run: Inputs of the run that is patched; `other_inputs` of the counterfactual one.
-        now, other: Contributions of every sender in the two.
+        now, other: What every sender writes in the two.
         score: The metric.
         m_run, m_other: The metric of the two; shape `pair`.
         roles: Position weights.
@@ -160,10 +160,9 @@ class EdgeTask:
     model: LVLM
     graph: Graph
     batch: PairBatch
-    run: Inputs
-    other_inputs: Inputs
-    now: dict[str, Tensor]
-    other: dict[str, Tensor]
+    towers: list[Tower]
+    now: Written
+    other: Written
     score: Scorer
     m_run: Tensor
     m_other: Tensor
@@ -173,43 +172,42 @@ class EdgeTask:
     def make(
         cls, model: LVLM, graph: Graph, batch: PairBatch, metric: str | Metric, direction: str
     ) -> EdgeTask:
-        """Run both sides once."""
+        """Run both sides once.
+
+        Raises:
+            ModelError: A stream is read or added to where the graph has no node.
+        """
         sides = (batch.clean, batch.corrupt)
-        run, other = sides if direction == "noise" else sides[::-1]
-        now, run_logits = contributions(model, graph, run)
-        there, other_logits = contributions(model, graph, other)
-        clean = run_logits if direction == "noise" else other_logits
+        run, counterfactual = sides if direction == "noise" else sides[::-1]
+        all_towers = towers(model, graph)
+        prove_streams(model, [tower.name for tower in all_towers], run)
+        now, other = (written(model, all_towers, inputs) for inputs in (run, counterfactual))
+        clean = now.logits if direction == "noise" else other.logits
         score = Scorer(metric, batch.pairs, batch.answer, batch.foil, clean)
-        roles = role_masks(graph, batch, run["input_ids"].shape[1])
-        return cls(
-            model,
-            graph,
-            batch,
-            run,
-            other,
-            now,
-            there,
-            score,
-            score(run_logits),
-            score(other_logits),
-            roles.to(model.device),
-        )
+        roles = role_masks(graph, batch, run["input_ids"].shape[1]).to(model.device)
+        sizes = score(now.logits), score(other.logits)
+        return cls(model, graph, batch, all_towers, now, other, score, *sizes, roles)
+
+    @property
+    def run(self) -> Inputs:
+        """Inputs of the run that is patched."""
+        return self.now.inputs
 
     def metric(
         self, changed: Float[Tensor, "mask sender receiver role"], copies: int = 1
     ) -> Float[Tensor, "mask pair"]:
         """The metric with each mask's edges counterfactual; several masks in one forward."""
         copies = copies if _tiles(self.run, len(self.batch)) else 1
+        other = {tower.name: self.other.whole(tower) for tower in self.towers}
         out = []
         for chunk in changed.split(copies):
             n = len(chunk)
-            weight = chunk.to(self.model.device, self.model.dtype)
             run = EdgeRun(
                 self.model,
-                self.graph,
+                self.towers,
                 _tile(self.run, n) if n > 1 else self.run,
-                {name: value.repeat(1, n, 1, 1) for name, value in self.other.items()},
-                weight.repeat_interleave(len(self.batch), dim=0),
+                {name: value.repeat(1, n, 1, 1) for name, value in other.items()},
+                chunk.to(self.model.device).repeat_interleave(len(self.batch), dim=0),
                 self.roles.repeat(1, n, 1),
             )
             logits = run.logits().unflatten(0, (n, len(self.batch)))
@@ -231,52 +229,66 @@ def _exact(task: EdgeTask, copies: int) -> Tensor:
 
 
 def _estimated(task: EdgeTask, integration: Integration | None) -> Tensor:
-    """(u' - u) . gradient, split by role."""
-    graph = task.graph
-    total: dict[str, Tensor] = {}
-    points = list(_gradients(task, integration))
-    for gradients in points:
-        for name, grad in gradients.items():
-            total[name] = total[name] + grad if name in total else grad
-    out = torch.zeros(len(task.batch), *graph.valid.shape)
-    for name, grad in total.items():
-        senders, receivers = graph.where(name)
-        change = task.other[name] - task.now[name]
-        roles = task.roles if name == "text" else torch.ones_like(change[:1, ..., 0])
-        per_role = torch.stack(
-            [torch.einsum("sbtm,rbtm,bt->bsr", change, grad, role) for role in roles], dim=-1
-        )
-        index = torch.tensor(senders)[:, None], torch.tensor(receivers)[None, :]
-        scores = (per_role / len(points)).cpu()
-        out[:, index[0], index[1], : scores.shape[-1]] = scores
-    return out * graph.valid
+    """(u' - u) . gradient, split by role; averaged over the points of a path.
+
+    Stage by stage: never more at once than what the heads of a layer write, and the gradients of
+    those that read there.
+    """
+    out = torch.zeros(len(task.batch), *task.graph.valid.shape)
+    gradients = _gradients(task, integration)
+    n_points = 1 if integration is None else integration.steps
+    for point in gradients:
+        for tower in task.towers:
+            changes = _Changes(task, tower)
+            for reading in tower.readers:
+                grad = point.at(tower, reading)
+                for writing in (stage for stage in tower.writers if stage.order < reading.order):
+                    scores = _products(task, tower, changes[writing], grad) / n_points
+                    rows, columns = torch.tensor(writing.nodes), torch.tensor(reading.nodes)
+                    out[:, rows[:, None], columns[None], : scores.shape[-1]] += scores
+    return out * task.graph.valid
 
 
-def _gradients(task: EdgeTask, integration: Integration | None) -> Iterator[dict[str, Tensor]]:
+def _products(
+    task: EdgeTask,
+    tower: Tower,
+    change: Float[Tensor, "sender pair pos d_model"],
+    grad: Float[Tensor, "receiver pair pos d_model"],
+) -> Float[Tensor, "pair sender receiver role"]:
+    grad = grad.to(change.device)
+    roles = task.roles.to(change) if tower.name == "text" else torch.ones_like(change[:1, ..., 0])
+    per_role = [
+        torch.einsum("sbtm,rbtm->bsr", change, grad if len(roles) == 1 else grad * role[..., None])
+        for role in roles
+    ]
+    return torch.stack(per_role, dim=-1).cpu()
+
+
+class _Changes:
+    """u' - u of the senders of each stage; kept while they are small, else made anew."""
+
+    def __init__(self, task: EdgeTask, tower: Tower) -> None:
+        self._task, self._tower = task, tower
+        self._kept: dict[Stage, Tensor] = {}
+        self._bytes = 0
+
+    def __getitem__(self, stage: Stage) -> Float[Tensor, "sender pair pos d_model"]:
+        if stage in self._kept:
+            return self._kept[stage]
+        found = self._task.other.at(self._tower, stage) - self._task.now.at(self._tower, stage)
+        if self._bytes + found.nbytes <= _KEPT_BYTES:
+            self._kept[stage] = found
+            self._bytes += found.nbytes
+        return found
+
+
+def _gradients(task: EdgeTask, integration: Integration | None) -> Iterator[ReceiverGradients]:
     """Gradients of every receiver's input, at the run or along the path to the other."""
     if integration is None:
-        yield receiver_gradients(task.model, task.graph, task.run, task.score)[0]
+        yield ReceiverGradients(task.towers, task.run, task.score)
         return
-    if integration.path == "embed":
-        start, end = (
-            task.model.run_with_cache(inputs, [EMBED], logits_to_keep=1)[1][EMBED]
-            for inputs in (task.run, task.other_inputs)
-        )
-        for point in integration.points:
-            mixed = start + point * (end - start)
-            edits: dict[str | Site, Any] = {EMBED: lambda _value, mixed=mixed: mixed}
-            yield receiver_gradients(task.model, task.graph, task.run, task.score, edits)[0]
-        return
-    if not torch.equal(task.run["input_ids"], task.other_inputs["input_ids"]):
-        raise InputError(
-            "Integration along pixels needs the same prompt on both sides: use path='embed' and a "
-            "graph without the vision tower."
-        )
-    start, end = task.run["pixel_values"], task.other_inputs["pixel_values"]
-    for point in integration.points:
-        tensors = {**task.run.tensors, "pixel_values": start + point * (end - start)}
-        inputs = replace(task.run, tensors=tensors)
-        yield receiver_gradients(task.model, task.graph, inputs, task.score)[0]
+    for inputs, edits in integration.runs(task.model, task.run, task.other.inputs):
+        yield ReceiverGradients(task.towers, inputs, task.score, edits)
 
 
 def _integration(graph: Graph, method: str, integration: Integration | None) -> Integration | None:

@@ -207,6 +207,11 @@ class _Visit:
     ndim: int | None = None
     thread: int = field(default_factory=get_ident)
     active: bool = False
+    muted: bool = False
+
+    def hears(self, thread: int) -> bool:
+        """Whether the runs of a thread are for it."""
+        return self.thread == thread and not self.muted
 
     def call(self, value: Tensor) -> Tensor | None:
         """What the visitor gives for a value.
@@ -246,13 +251,13 @@ class Line:
     def is_heard(self) -> bool:
         """Whether a visitor of this thread is on the line."""
         me = get_ident()
-        return any(visit.thread == me for visit in self.visits)
+        return any(visit.hears(me) for visit in self.visits)
 
     def carry(self, raw: Tensor) -> Tensor:
         """Pass the tensor by every visitor of this thread and return what flows on."""
         me = get_ident()
         for visit in self.visits:
-            if visit.thread != me or (visit.ndim is not None and raw.ndim != visit.ndim):
+            if not visit.hears(me) or (visit.ndim is not None and raw.ndim != visit.ndim):
                 continue
             value = visit.view.read(raw)
             new = visit.call(value)
@@ -331,25 +336,19 @@ class Switchboard:
         """Runs in this context pass by what this thread has connected around it."""
         me = get_ident()
         with self._lock:
-            kept = [
-                (line, visit)
-                for line in self._lines.values()
-                for visit in line.visits
-                if visit.thread == me
-            ]
-            for line, visit in kept:
-                line.leave(visit)
+            heard = [v for line in self._lines.values() for v in line.visits if v.hears(me)]
+        for visit in heard:
+            visit.muted = True
         try:
             yield
         finally:
-            with self._lock:
-                for line, visit in kept:
-                    line.join(visit)
+            for visit in heard:
+                visit.muted = False
 
     @property
     def is_watched(self) -> bool:
-        """Whether any visitor is connected."""
-        return bool(self._lines)
+        """Whether a visitor of this thread is connected."""
+        return any(line.is_heard for line in list(self._lines.values()))
 
     def _open(self, tap: Tap) -> Line:
         line = Line()

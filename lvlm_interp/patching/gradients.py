@@ -21,6 +21,9 @@ Path = Literal["embed", "pixels"]
 
 EMBED = Site("text", None, "embed")
 
+Step = tuple[Inputs, dict[str | Site, Edit]]
+"""One point of a path."""
+
 
 @dataclass(frozen=True)
 class Integration:
@@ -30,7 +33,8 @@ class Integration:
         steps: Points on the path.
         quadrature: `right` k/m for k = 1..m, `left` k/m for k = 0..m-1, or `midpoint`. Papers and
             released code differ here, so it has a name.
-        path: What moves: merged embeddings (the vision tower then gets no gradient), or `pixels`.
+        path: What moves: `embed`, all that enters the language model (the vision tower then gets
+            no gradient), or `pixels`.
     """
 
     steps: int = 5
@@ -51,6 +55,17 @@ class Integration:
         """Places on the path, 0 to 1."""
         shift = {"right": 1.0, "left": 0.0, "midpoint": 0.5}[self.quadrature]
         return [(k + shift) / self.steps for k in range(self.steps)]
+
+    def runs(self, model: LVLM, target: Inputs, source: Inputs) -> Iterator[Step]:
+        """Inputs of the run at each point, and the edits that are open in it.
+
+        Raises:
+            InputError: What moves is not all that differs: along pixels, prompts or sizes differ;
+                along embeddings, the end of the path is not the other run.
+        """
+        if self.path == "pixels":
+            return _along_pixels(target, source, self.points)
+        return _along_entries(model, target, source, self.points)
 
 
 @dataclass(eq=False)
@@ -101,7 +116,7 @@ def gradient_run(
         droppable: (tower, layer) whose branches can be closed to gradients afterwards.
     """
     gates = dict.fromkeys(droppable, True)
-    with _weights_frozen(model), model.edit({**(edits or {}), **_gated(gates)}):
+    with weights_frozen(model), model.edit({**(edits or {}), **_gated(gates)}):
         with model.record(sites, grad=True) as cache:
             logits = model.last_logits(inputs, grad=True)
     return GradientRun({site: cache[site] for site in sites}, score(logits), gates)
@@ -118,63 +133,78 @@ def mean_gradients(
     """Gradients averaged over the points of a path (integrated gradients, Sundararajan 2017).
 
     Raises:
-        UsageError: Along merged embeddings, a site lies in front of them and gets no gradient.
-        InputError: Along pixels, the prompts differ, so pixels are not the whole path.
+        UsageError: Along what enters the language model, a site lies in front of that and gets no
+            gradient.
+        InputError: As in `Integration.runs`.
     """
     if integration.path == "embed":
-        blind = [site for site in sites if site.tower != "text"]
+        entries = entry_sites(model)
+        blind = [site for site in sites if site.tower != "text" and site not in entries]
         if blind:
             raise UsageError(
                 f"Along merged embeddings {blind[0]} gets no gradient: use path='pixels', or sites "
                 "of the language model."
             )
-        runs = _along_embeddings(model, target, source, sites, score, integration)
-    else:
-        runs = _along_pixels(model, target, source, sites, score, integration)
     total: dict[Site, Tensor] = {}
-    for run in runs:
+    for inputs, edits in integration.runs(model, target, source):
+        run = gradient_run(model, inputs, sites, score, edits=edits)
         for site, grad in run.gradients().items():
             total[site] = total[site] + grad if site in total else grad
     return {site: grad / integration.steps for site, grad in total.items()}
 
 
-def _along_embeddings(
-    model: LVLM,
-    target: Inputs,
-    source: Inputs,
-    sites: Sequence[Site],
-    score: Scorer,
-    integration: Integration,
-) -> Iterator[GradientRun]:
-    start, end = (
-        model.run_with_cache(inputs, [EMBED], logits_to_keep=1)[1][EMBED]
-        for inputs in (target, source)
-    )
-    for point in integration.points:
-        mixed = start + point * (end - start)
+def entry_sites(model: LVLM) -> list[Site]:
+    """Everywhere that something enters the language model: all of it moves along `embed`.
 
-        def at_point(_value: Tensor, mixed: Tensor = mixed) -> Tensor:
-            return mixed
-
-        yield gradient_run(model, target, sites, score, edits={EMBED: at_point})
+    Merged embeddings; features added between blocks (deepstack); and what cross-attention reads
+    where nothing is merged.
+    """
+    added = [site for site in model.sites() if site.name == "deepstack"]
+    crossed = [] if model.family.merged else [Site("projector", None, "out")]
+    return [EMBED, *added, *crossed]
 
 
-def _along_pixels(
-    model: LVLM,
-    target: Inputs,
-    source: Inputs,
-    sites: Sequence[Site],
-    score: Scorer,
-    integration: Integration,
-) -> Iterator[GradientRun]:
+def _along_entries(
+    model: LVLM, target: Inputs, source: Inputs, points: Sequence[float]
+) -> Iterator[Step]:
+    entries = entry_sites(model)
+    with torch.no_grad():
+        (_, start), (there, end) = (
+            model.run_with_cache(inputs, entries, logits_to_keep=1) for inputs in (target, source)
+        )
+
+        def at_point(point: float) -> dict[str | Site, Edit]:
+            moved = {site: start[site] + point * (end[site] - start[site]) for site in entries}
+            return {site: lambda _value, new=new: new for site, new in moved.items()}
+
+        with model.edit(at_point(1.0)):
+            arrived = model(target, logits_to_keep=1)
+    off = float((arrived - there).float().abs().max())
+    if off > 64 * torch.finfo(there.dtype).eps * max(1.0, float(there.float().abs().max())):
+        raise InputError(
+            "With everything that enters the language model moved to the other run, its logits "
+            f"are off by {off:.1e}: masks or positions of the two runs differ, or something else "
+            "enters. Use path='pixels', or pairs whose images have one layout."
+        )
+    for point in points:
+        yield target, at_point(point)
+
+
+def _along_pixels(target: Inputs, source: Inputs, points: Sequence[float]) -> Iterator[Step]:
     if not torch.equal(target["input_ids"], source["input_ids"]):
         raise InputError(
-            "Integration along pixels needs the same prompt on both sides: use path='embed'."
+            "Integration along pixels needs the same prompt on both sides: use path='embed' and "
+            "sites of the language model."
         )
     start, end = target["pixel_values"], source["pixel_values"]
-    for point in integration.points:
+    if start.shape != end.shape:
+        raise InputError(
+            f"Integration along pixels needs images of one size, not {tuple(start.shape)} and "
+            f"{tuple(end.shape)}: use path='embed'."
+        )
+    for point in points:
         tensors: dict[str, Any] = {**target.tensors, "pixel_values": start + point * (end - start)}
-        yield gradient_run(model, replace(target, tensors=tensors), sites, score)
+        yield replace(target, tensors=tensors), {}
 
 
 def _gated(gates: dict[tuple[str, int], bool]) -> dict[str | Site, Edit]:
@@ -196,7 +226,7 @@ def _gated(gates: dict[tuple[str, int], bool]) -> dict[str | Site, Edit]:
 
 
 @contextmanager
-def _weights_frozen(model: LVLM) -> Iterator[None]:
+def weights_frozen(model: LVLM) -> Iterator[None]:
     """No graph for the weights: only activations need gradients."""
     trained = [weight for weight in model.hf.parameters() if weight.requires_grad]
     for weight in trained:

@@ -206,3 +206,15 @@ def test_weights_that_live_elsewhere_are_asked_where_they_are():
     assert next(net.model.language_model.layers[1].parameters()).is_meta
     written = BlockMaps(wrap(net), "text", 1).writes(cache["text.1.z"])
     assert off(written.heads.sum(0) + written.rest, cache["text.1.attn_out"]) < 2e-6
+
+
+def test_what_is_opened_among_the_silenced_leaves_them_as_they_were():
+    model, seen = wrap(zoo.build("llava")), []
+    inputs = synthetic_inputs(model)
+    with model.edit({"text.0.z": lambda v: v * 0, "text.1.pattern": lambda v: v * 0}):
+        edited = model(inputs)
+        with model._board.silenced(), model.edit({"text.0.z": lambda v: seen.append(1) or v}):
+            with model.record(["text.1.pattern"]):
+                bare = model(inputs)
+        assert torch.equal(model(inputs), edited)
+    assert seen and torch.equal(model(inputs), bare) and not torch.equal(edited, bare)

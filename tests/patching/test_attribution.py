@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lvlm_interp.circuits import Graph, score_edges
-from lvlm_interp.errors import UsageError
-from lvlm_interp.patching import Integration, activation_patch, attribution_patch
+from lvlm_interp.errors import InputError, UsageError
+from lvlm_interp.models.loading import wrap
+from lvlm_interp.patching import Integration, activation_patch, attribution_patch, gradients
+from lvlm_interp.patching.batches import batches
+from lvlm_interp.patching.gradients import entry_sites, mean_gradients
+from lvlm_interp.patching.metrics import Scorer
+from tests.models import processors, zoo
+from tests.patching.conftest import make_pairs, told_apart
 
 QUIET = {"progress": False}
 KEY = ["pair", "layer", "head", "position"]
@@ -128,3 +135,35 @@ def test_first_order_kl_at_the_clean_run_is_zero_and_said_so(model, pairs):
     with pytest.warns(UserWarning, match="score_edges: .* 0 by definition"):
         edges = score_edges(model, pairs[:1], Graph.of(model, vision=False), **options)
     assert float(edges.values.abs().max()) < 1e-6
+
+
+def integrated(model, pairs, steps=64):
+    """Integrated gradients summed over everything that enters the language model."""
+    batch = next(batches(model, pairs, len(pairs)))
+    entries = entry_sites(model)
+    with torch.no_grad():
+        (first, start), (second, end) = (
+            model.run_with_cache(inputs, entries) for inputs in (batch.corrupt, batch.clean)
+        )
+    score = Scorer("logit_diff", batch.pairs, batch.answer, batch.foil)
+    path = Integration(steps=steps)
+    grads = mean_gradients(model, batch.corrupt, batch.clean, entries, score, path)
+    total = sum(float(((end[site] - start[site]) * grads[site]).sum()) for site in entries)
+    last = torch.arange(len(pairs)), batch.clean.last
+    return total, float((score(second[last]) - score(first[last])).sum())
+
+
+@pytest.mark.parametrize("name", zoo.tiered(zoo.BUILDERS, ("llava", "qwen3_vl", "mllama")))
+def test_integrated_gradients_sum_to_the_gap_whatever_way_the_image_enters(name):
+    model = wrap(zoo.build(name), processors.build(name))
+    total, gap = integrated(model, told_apart(model, make_pairs(2)))
+    assert total == pytest.approx(gap, abs=max(2e-3, 0.02 * abs(gap)))
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "mllama"])
+def test_a_path_that_does_not_end_at_the_other_run_is_refused(name, monkeypatch):
+    model = wrap(zoo.build(name), processors.build(name))
+    pairs = told_apart(model, make_pairs(1))
+    monkeypatch.setattr(gradients, "entry_sites", lambda _model: [gradients.EMBED])
+    with pytest.raises(InputError, match="or something else enters"):
+        attribution_patch(model, pairs, integration=Integration(steps=2), **QUIET)

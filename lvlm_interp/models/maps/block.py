@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.models.family import Branch
+from lvlm_interp.models.family import Branch, Scale
 from lvlm_interp.models.maps.linear import Affine, FrozenNorm, affine_of, called
 from lvlm_interp.models.taps import at, head_view, scale_factor
 
@@ -66,7 +66,7 @@ class BlockMaps:
         self.tower, self.layer = tower, layer
         self.crossed = not self._where.attn if crossed is None else crossed
         branch = data.block.cross_of(self.block) if self.crossed else self._where.own
-        if branch is None or not branch.o:
+        if branch is None or not branch.attn:
             raise ModelError(f"Block {layer} of the {tower} tower has no such attention.")
         self._branch: Branch = branch
         size = model.towers[tower]
@@ -93,7 +93,7 @@ class BlockMaps:
             norm = FrozenNorm(at(self.block, self._branch.out), called(output, flat))
             heads, rest = norm(heads), norm(rest) + norm.bias
         if self._branch.scale is not None:
-            factor = scale_factor(self.block, self._branch.scale).to(heads)
+            factor = self._factor(self._branch.scale, heads)
             heads, rest = heads * factor, rest * factor
         return HeadWrites(heads, rest)
 
@@ -109,7 +109,7 @@ class BlockMaps:
             value = called(at(self.block, where.mlp_out), value)
         value = value.reshape(*shape[:-1], value.shape[-1])
         if where.mlp_scale is not None:
-            value = value * scale_factor(self.block, where.mlp_scale).to(value)
+            value = value * self._factor(where.mlp_scale, value)
         return value
 
     # -- what is read ----------------------------------------------------------------------------
@@ -124,9 +124,27 @@ class BlockMaps:
         return at(self.block, self._where.attn_norm_of(self.block))
 
     @property
+    def parallel(self) -> bool:
+        """Whether both branches read the stream in front of the block."""
+        return not self._where.mlp_norm
+
+    @property
     def mlp_norm(self) -> nn.Module:
-        """The norm in front of the MLP."""
-        return at(self.block, self._where.mlp_norm)
+        """The norm in front of the MLP; of a parallel block the one in front of both branches."""
+        return self.attn_norm if self.parallel else at(self.block, self._where.mlp_norm)
+
+    def obstacle(self) -> str:
+        """Why the block's nodes cannot have edges of their own; empty where they can."""
+        where = self._where
+        if self.crossed:
+            return "attends to another stream than its own"
+        if where.sum_norms:
+            return "norms its residual stream behind each branch, so that nothing is a sum"
+        if where.gated:
+            return "gates its heads by its input"
+        if not where.mlp_out:
+            return "has no MLP"
+        return ""
 
     def reads(
         self, part: str, streams: Float[Tensor, "... head d_model"]
@@ -154,6 +172,20 @@ class BlockMaps:
             weight = view.read(whole.weight.T).flatten(-2).T
             self._kept[part] = Affine(weight, view.read(whole.bias).flatten())
         return self._kept[part]
+
+    def _factor(self, scale: Scale, like: Tensor) -> Tensor:
+        """The factor on a branch.
+
+        Raises:
+            ModelError: It is on disk, and no module can be asked for it.
+        """
+        factor = scale_factor(self.block, scale).detach()
+        if factor.is_meta:
+            raise ModelError(
+                f"The factor {scale.path} of {self.tower} block {self.layer} is not in "
+                "memory: load the model without offloading this tower."
+            )
+        return factor.to(like)
 
     def _affine(self, name: str, module: nn.Module, like: Tensor) -> Affine:
         if name not in self._kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
@@ -15,8 +15,8 @@ _PROBE = 2.0**10
 dividing by it; long beside a bias, so that the bias does not round the weight away; short enough
 for float16."""
 
-_ROWS = 1024
-"""Basis vectors in one call."""
+_NUMBERS = 2**26
+"""Numbers that the answers to the basis vectors of one call may have."""
 
 _LARGE = 1e4
 """Long enough that a norm's epsilon does not show, in float16 too."""
@@ -52,7 +52,9 @@ class Affine:
 
 
 @torch.no_grad()
-def affine_of(module: nn.Module, like: Float[Tensor, "... d_in"]) -> Affine:
+def affine_of(
+    module: nn.Module, like: Float[Tensor, "... d_in"], outputs: Int[Tensor, " d_out"] | None = None
+) -> Affine:
     """The map of a linear module, by its answers to 0 and to every basis vector.
 
     Exact up to the rounding of the module's own dtype, whatever it is made of: a plain layer, a
@@ -61,10 +63,18 @@ def affine_of(module: nn.Module, like: Float[Tensor, "... d_in"]) -> Affine:
     Args:
         module: Takes vectors of width `d_in`.
         like: A value that enters it: its width, dtype and device.
+        outputs: Of which of its outputs; all by default.
     """
+
+    def ask(part: Tensor) -> Tensor:
+        out = called(module, part).float()
+        return out if outputs is None else out[:, outputs.to(out.device)]
+
     basis = torch.eye(like.shape[-1], dtype=like.dtype, device=like.device) * _PROBE
-    bias = called(module, torch.zeros_like(basis[:1])).float()
-    rows = [(called(module, part).float() - bias) / _PROBE for part in basis.split(_ROWS)]
+    nothing = torch.zeros_like(basis[:1])
+    at_once = max(1, _NUMBERS // called(module, nothing).shape[-1])
+    bias = ask(nothing)
+    rows = [(ask(part) - bias) / _PROBE for part in basis.split(at_once)]
     return Affine(torch.cat(rows).T, bias[0])
 
 

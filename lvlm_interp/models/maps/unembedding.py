@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.hooks import rerouted
 from lvlm_interp.models.inputs.sample import synthetic_inputs
-from lvlm_interp.models.maps.linear import FrozenNorm, called
+from lvlm_interp.models.maps.linear import FrozenNorm, affine_of, called
 
 if TYPE_CHECKING:
     from lvlm_interp.models.lvlm import LVLM
@@ -86,20 +86,16 @@ class Unembedding:
     ) -> tuple[Float[Tensor, "pair d_model"], Float[Tensor, " pair"]]:
         """logit(answer) - logit(foil) as a linear function of the normed stream, with its offset.
 
-        The gradient of what the head says, so an adapter or a bias of the head is in it. A soft cap
+        By what the head says of basis vectors, so an adapter or a bias of it is in it. A soft cap
         is not linear: the logits are those in front of it.
         """
-        model = self._model
-        with torch.enable_grad():
-            hidden = torch.zeros(
-                len(answer), model.d_model, dtype=model.dtype, device=answer.device
-            )
-            raw = called(self.head, hidden.requires_grad_())
-            rows = torch.arange(len(answer), device=raw.device)
-            at = raw[rows, answer.to(raw.device)] - raw[rows, foil.to(raw.device)]
-            slope = torch.autograd.grad(at.sum(), hidden)[0]
+        words, at = torch.cat([answer, foil]).unique(return_inverse=True)
+        like = torch.empty(0, self._model.d_model, dtype=self._model.dtype, device=words.device)
+        linear = affine_of(self.head, like, words)
+        first, second = at.to(linear.weight.device).chunk(2)
         scale = self.tail.scale
-        return slope.float() * scale, at.detach().float() * scale
+        slope = (linear.weight[first] - linear.weight[second]) * scale
+        return slope, (linear.bias[first] - linear.bias[second]) * scale
 
     @cached_property
     def tail(self) -> Tail:
