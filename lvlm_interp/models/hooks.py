@@ -288,6 +288,7 @@ class Switchboard:
     def __init__(self, inputs: frozenset[str] = frozenset()) -> None:
         self.inputs = inputs
         self._lock = Lock()
+        self._silent: list[int] = []
         self._lines: dict[tuple[int, str, str], Line] = {}
         self.attention: dict[int, dict[str, Line]] = {}
 
@@ -339,11 +340,18 @@ class Switchboard:
             heard = [v for line in self._lines.values() for v in line.visits if v.hears(me)]
         for visit in heard:
             visit.muted = True
+        self._silent.append(me)
         try:
             yield
         finally:
+            self._silent.remove(me)
             for visit in heard:
                 visit.muted = False
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether this thread runs the model past what it has connected."""
+        return get_ident() in self._silent
 
     @property
     def is_watched(self) -> bool:

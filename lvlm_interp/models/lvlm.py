@@ -307,7 +307,7 @@ class LVLM:
             for pattern, function in edits.items()
             for site in self.sites(pattern)
         }
-        with self._connected(visitors, EDIT), _counting(self.hf) as runs:
+        with self._connected(visitors, EDIT), _counting(self.hf, self._board) as runs:
             yield self
         if runs and (missed := set(visitors) - reached):
             names = ", ".join(str(site) for site in sorted(missed, key=str))
@@ -384,12 +384,13 @@ class LVLM:
 
 
 @contextmanager
-def _counting(hf: torch.nn.Module) -> Iterator[list[int]]:
+def _counting(hf: torch.nn.Module, board: Switchboard) -> Iterator[list[int]]:
     """Notes the runs of this thread: an edit is no error where nothing ran."""
     runs: list[int] = []
 
     def note(_module: torch.nn.Module, _args: tuple) -> None:
-        runs.append(get_ident())
+        if not board.is_silent:
+            runs.append(get_ident())
 
     handle = hf.register_forward_pre_hook(note)
     try:
