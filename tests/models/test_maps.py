@@ -217,4 +217,4 @@ def test_what_is_opened_among_the_silenced_leaves_them_as_they_were():
             with model.record(["text.1.pattern"]):
                 bare = model(inputs)
         assert torch.equal(model(inputs), edited)
-    assert seen and torch.equal(model(inputs), bare) and not torch.equal(edited, bare)
+    assert seen and off(model(inputs), bare) < 1e-5 and off(edited, bare) > 1e-2
