@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,23 @@ def _processor(tokenizer: Any) -> Any:
     )
 
 
-def save_folder(model: Any, processor: Any, folder: Path) -> Path:
-    """Write both where nothing half built is ever seen: beside the folder, then moved there."""
+def save_folder(
+    model: Any, processor: Any, folder: Path, *, mark: Callable[[Path], Any] = lambda _folder: None
+) -> Path:
+    """Write both where nothing half built is ever seen: beside the folder, then moved there.
+
+    Args:
+        model: The LLaVA.
+        processor: Its processor.
+        folder: Where they go.
+        mark: Writes what else belongs into the folder.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
+        mark(partial)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
