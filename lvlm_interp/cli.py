@@ -69,6 +69,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "a page that shows what each image token says, layer by layer",
         "lvlm_interp.plotting.command:lens",
     ),
+    "organisms build": (
+        "build a model of real parts: DINOv2, SmolLM2 and what joins them",
+        "lvlm_interp.organisms.command:build",
+    ),
     "organisms evaluate": (
         "measure the shipped models and write their card",
         "lvlm_interp.organisms.command:evaluate",
