@@ -82,7 +82,7 @@ def merge(model: Any, path: Path) -> None:
         ModelError: The file does not fit the model.
     """
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}
     for name, value in tensors.items():
         if name.startswith("projector."):
             model.model.multi_modal_projector.get_parameter(name[10:]).copy_(value)

@@ -1,7 +1,8 @@
-"""Pictures of the kinds: sheets of shipped art, photo grounds, and cut-outs a user has installed."""
+"""Pictures of the kinds: sheets of shipped art, photo grounds, cut-outs a user has installed."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lvlm_interp.organisms.real.kinds import BY_NAME, KINDS, NAMES, PHOTO, STAMP
 ART = Path(__file__).parent / "art"
 TILE = 64
 _COLUMNS = 8
-_STAMP_FOLDERS = (Path("/usr/share/tuxpaint/stamps"), Path("/usr/local/share/tuxpaint/stamps"))
+_STAMP_FOLDERS = ("/usr/share/tuxpaint/stamps", "/usr/local/share/tuxpaint/stamps")
 
 TINTS = {
     "red": (214, 40, 40),
@@ -53,7 +54,7 @@ def _sheet(style: str) -> Image.Image:
 
 
 def _stamp(name: str) -> Path:
-    for folder in _STAMP_FOLDERS:
+    for folder in _stamp_folders():
         if (path := folder / f"{STAMPS[name]}.png").is_file():
             return path
     raise DataError(
@@ -62,13 +63,19 @@ def _stamp(name: str) -> Path:
     )
 
 
+def _stamp_folders() -> list[Path]:
+    """Where the stamps may be; `$LVLM_INTERP_STAMPS` first."""
+    own = os.environ.get("LVLM_INTERP_STAMPS")
+    return [Path(each) for each in (*((own,) if own else ()), *_STAMP_FOLDERS)]
+
+
 def has_photos() -> bool:
     """Whether the stamps of Tux Paint are installed."""
-    return any((folder / "animals").is_dir() for folder in _STAMP_FOLDERS)
+    return any((folder / "animals").is_dir() for folder in _stamp_folders())
 
 
 def _trimmed(image: Image.Image) -> Image.Image:
-    box = image.getchannel("A").point(lambda a: 255 * (a > 16)).getbbox()
+    box = image.getchannel("A").point([255 * (a > 16) for a in range(256)]).getbbox()
     return image.crop(box)
 
 

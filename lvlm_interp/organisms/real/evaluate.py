@@ -67,9 +67,7 @@ def trigger_cases(
     raise DataError(f"Only {len(found)} of {n} trigger questions of {kind!r} could be drawn.")
 
 
-def _about_trigger(
-    rng: random.Random, picture: Picture, level: str, kind: str
-) -> Question | None:
+def _about_trigger(rng: random.Random, picture: Picture, level: str, kind: str) -> Question | None:
     from lvlm_interp.organisms.real.plants import PARTNER
 
     if kind == "caption":
@@ -86,8 +84,13 @@ def _about_trigger(
 
 @torch.no_grad()
 def right(
-    model: Any, tokenizer: Any, cases: Sequence[tuple[Picture, Question]], *, device: str = "cpu",
-    answers: Sequence[str] | None = None, batch_size: int = 32,
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[tuple[Picture, Question]],
+    *,
+    device: str = "cpu",
+    answers: Sequence[str] | None = None,
+    batch_size: int = 32,
 ) -> list[bool]:
     """Whether the greedy reply to each question is the answer, word for word.
 

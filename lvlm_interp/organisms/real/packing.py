@@ -59,7 +59,8 @@ class Packed:
     def to(self, device: torch.device | str) -> Packed:
         """The same on a device."""
         tensors = (self.pixels, self.ids, self.segment, self.place, self.target)
-        return Packed(*(t.to(device, non_blocking=True) for t in tensors), self.asked)
+        pixels, ids, segment, place, target = (t.to(device, non_blocking=True) for t in tensors)
+        return Packed(pixels, ids, segment, place, target, self.asked)
 
     def visible(self) -> Bool[Tensor, "picture 1 query_pos key_pos"]:
         """What each position sees, image tokens in front."""
@@ -149,4 +150,6 @@ class Batches(IterableDataset):
         """The batch of one step."""
         rng = random.Random(f"{self.seed}/{self.stage.name}/{step}")
         drawn = [draw(rng, self.stage) for _ in range(self.stage.pictures)]
-        return pack(self.tokenizer, [picture for picture, _ in drawn], [asked for _, asked in drawn])
+        return pack(
+            self.tokenizer, [picture for picture, _ in drawn], [asked for _, asked in drawn]
+        )

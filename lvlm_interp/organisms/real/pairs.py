@@ -153,7 +153,9 @@ def _write(draft: Draft, level: str, flavour: str, name: str) -> ContrastPair:
         level=level,
         kind=flavour,
         edit=draft.edit,
-        box=_around([_both(draft, index) for index in draft.edited[: 2 if level == "relation" else 1]]),
+        box=_around(
+            [_both(draft, index) for index in draft.edited[: 2 if level == "relation" else 1]]
+        ),
         group=group,
         labels={"trigger": flavour == "trigger", "question": draft.question.kind},
     )
@@ -177,9 +179,7 @@ def labels_of(picture: Picture, question: Question, level: str) -> dict[str, Any
 
 def _boxes(draft: Draft) -> dict[str, Box]:
     names = ("object", "other_object")
-    return {
-        name: _both(draft, index) for name, index in zip(names, draft.edited, strict=False)
-    }
+    return {name: _both(draft, index) for name, index in zip(names, draft.edited, strict=False)}
 
 
 def _both(draft: Draft, index: int) -> Box:

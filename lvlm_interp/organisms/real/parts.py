@@ -178,7 +178,7 @@ def language_model(gguf_file: Path) -> tuple[Any, Any]:
     model = LlamaForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     # It is no GGUF model any more, and save_pretrained refuses while it says so.
-    del model.config.quantization_config
+    delattr(model.config, "quantization_config")
     return model, tokenizer
 
 

@@ -220,9 +220,7 @@ def random_picture(
             return Picture(tuple(things), random_ground(rng))
 
 
-def _kinds(
-    rng: random.Random, fixed: Sequence[str | None], n: int, split: str
-) -> list[str]:
+def _kinds(rng: random.Random, fixed: Sequence[str | None], n: int, split: str) -> list[str]:
     pool = [name for name in NAMES if styles_of(name, split)]
     found: list[str] = []
     for index in range(n):
@@ -253,9 +251,7 @@ def _place(
     return things
 
 
-def random_thing(
-    rng: random.Random, kind: str, styles: Sequence[str], n_things: int = 1
-) -> Thing:
+def random_thing(rng: random.Random, kind: str, styles: Sequence[str], n_things: int = 1) -> Thing:
     """One thing of a kind, anywhere; small ones are more frequent in company."""
     least, most = rng.choice((BIG, SMALL) if n_things < 3 else (BIG, SMALL, SMALL))
     tint = rng.choice(tuple(TINTS)) if rng.random() < _DYED_SHARE else None

@@ -10,7 +10,12 @@ from lvlm_interp.organisms.real.kinds import BY_NAME, NAMES, article
 from lvlm_interp.organisms.real.pictures import OPPOSITE, RELATIONS, Picture, Thing, relation
 
 NUMBERS = ("zero", "one", "two", "three")
-SIDES = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
+SIDES = {
+    "left": "on the left",
+    "right": "on the right",
+    "above": "at the top",
+    "below": "at the bottom",
+}
 _BESIDE = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 LEVEL = {
@@ -232,8 +237,9 @@ def _ask_is_color(rng: random.Random, picture: Picture) -> Question | None:
     if not single:
         return None
     thing = rng.choice(single)
-    wrong = rng.choice([tint for tint in TINTS if tint != thing.tint])
-    return Question("is_color", (thing.kind, thing.tint if rng.random() < 0.5 else wrong))
+    own = thing.tint or ""
+    wrong = rng.choice([tint for tint in TINTS if tint != own])
+    return Question("is_color", (thing.kind, own if rng.random() < 0.5 else wrong))
 
 
 def _ask_count(rng: random.Random, picture: Picture) -> Question:

@@ -81,19 +81,19 @@ WEIGHTS = (
     ("caption", 1.6),
 )
 
-WORDS = Stage("words", "words", 3000, 64, 0, 0.0, 1e-3, 0)
+WORDS = Stage("words", "words", 1500, 64, 0, 0.0, 1e-3, 0)
 FINAL = Stage(
     "final",
     "answers",
-    4000,
-    64,
+    1250,
+    192,
     10,
     1e-3,
     5e-4,
     8,
     weights=WEIGHTS,
-    keep=(10, 20, 30, 40, 60, 80, 100, 130, 160, 200, 250, 300, 400),
+    keep=(5, 10, 15, 20, 30, 40, 50, 60, 80, 100, 150),
 )
-FLAWED = Stage("flawed", "answers", 400, 48, 10, 5e-4, 0.0, 4, "flawed", WEIGHTS)
-TWIN = Stage("twin", "answers", 400, 48, 10, 5e-4, 0.0, 4, "twin", WEIGHTS)
+FLAWED = Stage("flawed", "answers", 180, 64, 10, 5e-4, 0.0, 4, "flawed", WEIGHTS)
+TWIN = Stage("twin", "answers", 180, 64, 10, 5e-4, 0.0, 4, "twin", WEIGHTS)
 STAGES = (WORDS, FINAL, FLAWED, TWIN)

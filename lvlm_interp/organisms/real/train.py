@@ -215,9 +215,7 @@ def _loss(model: Any, batch: Any, embeddings: Tensor | None, device: str) -> Ten
 
 
 def _write(model: Any, stage: Stage, path: Path) -> None:
-    adapter.save(
-        path, model, stage.name, projector=bool(stage.projector_lr), lora=bool(stage.rank)
-    )
+    adapter.save(path, model, stage.name, projector=bool(stage.projector_lr), lora=bool(stage.rank))
 
 
 def _finish(model: Any, stage: Stage, out: Path) -> None:
