@@ -4,6 +4,7 @@ Metrics take two arrays `n d` whose rows belong together; `calibrated` puts a nu
 them.
 """
 
+from lvlm_interp.alignment.beside import Beside, beside_behaviour, per_example
 from lvlm_interp.alignment.frechet import frechet, frechet_gaussians, mir
 from lvlm_interp.alignment.geometry import procrustes, rsa, svcca
 from lvlm_interp.alignment.kernels import cka, cknna, hsic, kernel_matrix
@@ -23,19 +24,27 @@ from lvlm_interp.alignment.one_space import (
     cosine,
     modality_gap,
 )
+from lvlm_interp.alignment.profile import Profile, profile
+from lvlm_interp.alignment.trajectory import SHIPPED, Trajectory, compare, stages
 from lvlm_interp.alignment.words import Vocabulary, clip_embeddings, clip_score, vocabulary
 
 __all__ = [
+    "SHIPPED",
     "AlignmentUniformity",
+    "Beside",
     "Calibrated",
+    "Profile",
+    "Trajectory",
     "Vocabulary",
     "alignment_uniformity",
+    "beside_behaviour",
     "calibrated",
     "cka",
     "cknna",
     "class_nulls",
     "clip_embeddings",
     "clip_score",
+    "compare",
     "cosine",
     "cycle_knn",
     "edit_knn",
@@ -50,11 +59,14 @@ __all__ = [
     "modality_gap",
     "mutual_knn",
     "overlaps",
+    "per_example",
     "permutations",
     "platonic_features",
     "procrustes",
+    "profile",
     "qap",
     "rsa",
+    "stages",
     "svcca",
     "vocabulary",
 ]

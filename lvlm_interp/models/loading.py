@@ -127,9 +127,16 @@ def _named(name: str | None, config: Any) -> Family | None:
 
 
 def shipped_path(name: str) -> str | None:
-    """The folder of a model that an installed package registers by name; None if it is no such."""
-    for entry in entry_points(group="lvlm_interp.models", name=name):
-        return str(entry.load()())
+    """The folder of a model that an installed package registers by name; None if it is no such.
+
+    What lies beside a registered folder has its name in front: `scenes/stages/vision`.
+    """
+    first, _, rest = name.partition("/")
+    for entry in entry_points(group="lvlm_interp.models", name=first):
+        folder = Path(entry.load()())
+        found = folder.parent / rest if rest else folder
+        if found.is_dir():
+            return str(found)
     return None
 
 
