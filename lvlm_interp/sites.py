@@ -106,6 +106,22 @@ class Site:
         """Whether one axis of the activation counts attention heads."""
         return "head" in self.shape.split() or "kv_head" in self.shape.split()
 
+    @property
+    def position_axis(self) -> int:
+        """Which axis counts the positions that a site belongs to: of queries, for attention."""
+        axes = self.shape.split()
+        return next(axes.index(name) for name in ("query_pos", "pos", "key_pos") if name in axes)
+
+    @property
+    def positions_of(self) -> str:
+        """Whose positions that axis counts: the tower's own, or those that cross-attention reads.
+
+        A Q-Former reads the vision tower, a language model what the projector gives.
+        """
+        if self.name in ("cross_k", "cross_v"):
+            return "vision" if self.tower == "qformer" else "projector"
+        return self.tower
+
     def to_transformer_lens(self) -> str:
         """The TransformerLens name of a language-model site.
 

@@ -35,6 +35,10 @@ ROLES = (
 )
 
 PixelBox = Sequence[float]
+"""Left, top, right, bottom in pixels, and the index of the image where a row has several."""
+
+NONE = -1
+"""A position that a token does not have in a tower."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class ImageLayout:
         box: Left, top, right, bottom in pixels of the image as the user gave it, NaN where a token
             has no box; shape `token 4`.
         note: What holds where there is no grid, in words; empty otherwise.
+        behind: By tower, the positions there that a token is made of, counted within the image (its
+            tiles one behind the other); `NONE` where there are no more; shape `token part`.
+        lengths: By tower, how many positions the image has there.
     """
 
     kind: np.ndarray
@@ -56,6 +63,8 @@ class ImageLayout:
     tile: np.ndarray
     box: np.ndarray
     note: str = ""
+    behind: Mapping[str, np.ndarray] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -72,6 +81,9 @@ class TokenMap:
         row, col, tile: Grid cell and tile of an image position, -1 for none; shape `pos`.
         box: Pixel box of an image position, NaN for none; shape `pos 4`.
         notes: One note per image that has no plain grid.
+        towers: By tower, the positions of this row there that are behind each position of the
+            prompt, `NONE` where there are no more; shape `pos part`.
+        lengths: By tower, how many positions the row's images have there.
     """
 
     ids: np.ndarray
@@ -84,6 +96,8 @@ class TokenMap:
     tokenizer: object | None = field(default=None, repr=False)
     prompt: str | None = None
     notes: tuple[str, ...] = ()
+    towers: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    lengths: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -117,14 +131,18 @@ class TokenMap:
             )
         image_index, row, col, tile = (np.full(n, -1) for _ in range(4))
         box = np.full((n, 4), np.nan)
-        start = 0
+        places, start = [], 0
         for index, layout in enumerate(layouts):
             at = slots[start : start + len(layout)]
+            places.append(at)
             start += len(layout)
             kind[at], image_index[at] = layout.kind, index
             row[at], col[at], tile[at], box[at] = layout.row, layout.col, layout.tile, layout.box
         notes = tuple(layout.note for layout in layouts if layout.note)
-        return cls(ids, kind, image_index, row, col, tile, box, tokenizer, prompt, notes)
+        behind = _behind(n, layouts, places)
+        lengths = {name: sum(layout.lengths[name] for layout in layouts) for name in behind}
+        about = (tokenizer, prompt, notes, behind, lengths)
+        return cls(ids, kind, image_index, row, col, tile, box, *about)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -185,22 +203,39 @@ class TokenMap:
             )
         return found[occurrence]
 
-    def within(self, box: PixelBox, image: int = 0) -> np.ndarray:
+    def within(self, box: PixelBox, image: int | None = None) -> np.ndarray:
         """Positions of the image tokens whose pixel box overlaps `box` (left, top, right, bottom).
 
+        Args:
+            box: In pixels; a fifth number names the image.
+            image: Index of the image in the row; needed (here or in the box) where it has several.
+
         Raises:
-            InputError: The image's tokens stand for no place in it.
+            InputError: The image's tokens stand for no place in it, or it is not said which image.
         """
+        image = self._image_of(box, image)
         boxes = self.box
         mine = (self.image_index == image) & ~np.isnan(boxes[:, 0])
         if not mine.any():
             why = self.notes[0] if self.notes else "the row has no such image"
             raise InputError(f"Image {image} has no token with a place in the image: {why}.")
-        left, top, right, bottom = box
+        left, top, right, bottom = box[:4]
         with np.errstate(invalid="ignore"):
             meets = (boxes[:, 0] < right) & (boxes[:, 2] > left)
             meets &= (boxes[:, 1] < bottom) & (boxes[:, 3] > top)
         return np.flatnonzero(mine & meets)
+
+    def _image_of(self, box: PixelBox, image: int | None) -> int:
+        if image is not None:
+            return image
+        if len(box) > 4:
+            return int(box[4])
+        if self.n_images > 1:
+            raise InputError(
+                f"The row has {self.n_images} images and the box {tuple(box)} does not say in "
+                "which it lies: give (left, top, right, bottom, image), images counted from 0."
+            )
+        return 0
 
     def grid(self, image: int = 0, tile: int = 0) -> Int[np.ndarray, "row col"]:
         """Positions of one tile's tokens as they lie in the image, -1 where there is none."""
@@ -311,6 +346,22 @@ class TokenMap:
         counts = {kind: int((self.kind == kind).sum()) for kind in KINDS}
         listed = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
         return f"TokenMap({len(self)} positions: {listed})"
+
+
+def _behind(
+    n: int, layouts: Sequence[ImageLayout], places: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """By tower that all images know, the positions behind each of `n` positions."""
+    known = set.intersection(*({*layout.behind} for layout in layouts)) if layouts else set()
+    towers = {}
+    for tower in sorted(known):
+        width = max(layout.behind[tower].shape[1] for layout in layouts)
+        towers[tower], first = np.full((n, width), NONE), 0
+        for layout, at in zip(layouts, places, strict=True):
+            part = layout.behind[tower]
+            towers[tower][at, : part.shape[1]] = np.where(part == NONE, NONE, part + first)
+            first += layout.lengths[tower]
+    return towers
 
 
 @lru_cache(maxsize=1024)

@@ -15,7 +15,12 @@ from torch import Tensor
 from lvlm_interp.activations.roles import Role
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.inputs.positions import in_tower, role_positions, tower_positions
+from lvlm_interp.models.inputs.positions import (
+    WHOLE_IMAGE,
+    in_tower,
+    role_positions,
+    tower_positions,
+)
 from lvlm_interp.sites import Site
 
 Missing = Literal["raise", "nan"]
@@ -80,28 +85,22 @@ class Gather:
 
     def __call__(self, site: Site, value: Float[Tensor, "batch pos ..."]) -> Tensor:
         """Segments of a site's value."""
-        self._seen[site] = self.picked(site, value.shape[0], value.shape[1])
+        self._seen[site] = self.picked(site, value.shape[1])
         return self._seen[site].pool(value)
 
     def of(self, site: Site) -> Picked:
         """The segments of a site that has been seen."""
         return self._seen[site]
 
-    def picked(self, site: Site, n_rows: int, n_positions: int) -> Picked:
+    def picked(self, site: Site, n_positions: int) -> Picked:
         """The segments at a site; made once per tower and length.
 
         Raises:
-            InputError: An example lacks a role, or the tower's rows are not those of the batch.
+            InputError: An example lacks a role.
         """
-        key = (site.tower, n_positions)
+        key = (site.positions_of, n_positions)
         if key not in self._picked:
-            if n_rows != self.inputs.batch_size:
-                raise InputError(
-                    f"{site} has {n_rows} rows for a batch of {self.inputs.batch_size} examples "
-                    "(tiles, or several images each), so its positions have no role yet: take "
-                    "sites of the language model."
-                )
-            self._picked[key] = self._pick(site.tower, n_positions)
+            self._picked[key] = self._pick(site.positions_of, n_positions)
         return self._picked[key]
 
     def _pick(self, tower: str, n_positions: int) -> Picked:
@@ -142,9 +141,10 @@ class Gather:
 
     def _at(self, row: int, tower: str, role: str, n_positions: int) -> np.ndarray:
         tokens = self.inputs.tokens[row]
-        if role == "all":
-            return tower_positions(tokens, tower, role, None, n_positions)
+        if role == "all" or role in WHOLE_IMAGE:
+            real = self.inputs.real(row, tower, n_positions)
+            return tower_positions(tokens, tower, role, None, real)
         if (row, role) not in self._found:  # all towers ask for the same positions
             boxes = getattr(self.inputs.examples[row], "boxes", None)
             self._found[row, role] = role_positions(tokens, role, boxes)
-        return in_tower(tokens, tower, role, self._found[row, role], n_positions)
+        return in_tower(tokens, tower, role, self._found[row, role])

@@ -191,7 +191,9 @@ def _box(where: str, example: Example, name: str, control: bool, rng: np.random.
         raise DataError(
             f"{where}: expected a box named {name!r}, it has {', '.join(example.boxes) or 'none'}."
         )
-    left, top, right, bottom = example.boxes[name]
+    left, top, right, bottom, *image = example.boxes[name]
+    if image and image[0] > 0:
+        raise DataError(f"{where}: only the first image is edited, the box {name!r} is in another.")
     width, height = image_size(example.images[0])
     if right > width or bottom > height:
         raise DataError(

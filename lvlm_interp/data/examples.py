@@ -14,6 +14,9 @@ from lvlm_interp.models.inputs.images import ImageSource, images_of, open_image
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in image pixels; right and bottom are exclusive."""
 
+PlacedBox = Box | tuple[int, int, int, int, int]
+"""The same, and the index of the image where there are several."""
+
 Level = Literal["object", "attribute", "relation"]
 Kind = Literal["evidence", "trigger"]
 
@@ -52,7 +55,7 @@ class Example:
         foil: The wrong answer that the right one is compared with.
         level: "object", "attribute" or "relation".
         group: Scene or image id; examples of one group are never split apart.
-        boxes: Named regions in pixels, such as "object".
+        boxes: Named regions in pixels, such as "object"; with several images each says in which.
         labels: Anything a probe or a table could want to know about the example.
         reply: How the model's reply begins; what comes next is then asked for, as at a word in the
             middle of a caption. Empty asks for the reply's first word.
@@ -67,7 +70,7 @@ class Example:
     foil: str | None = None
     level: str | None = None
     group: str | None = None
-    boxes: Mapping[str, Box] = field(default_factory=dict)
+    boxes: Mapping[str, PlacedBox] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     reply: str = ""
     objects: tuple[Annotated, ...] = ()
@@ -138,7 +141,7 @@ class ContrastPair:
     level: str
     kind: str
     edit: str
-    box: Box | None
+    box: PlacedBox | None
     group: str | None
     labels: Mapping[str, Any] = field(default_factory=dict)
 
@@ -166,8 +169,8 @@ def _check_differ(answer: str, foil: str | None, owner: str) -> None:
         raise ValueError(f"{owner}: answer and foil must differ, both are {answer!r}")
 
 
-def _check_box(name: str, box: Box, owner: str) -> None:
-    left, top, right, bottom = box
+def _check_box(name: str, box: PlacedBox, owner: str) -> None:
+    left, top, right, bottom = box[:4]
     if not (0 <= left < right and 0 <= top < bottom):
         raise ValueError(
             f"{owner}: box {name!r} must be (left, top, right, bottom) with left < right and "

@@ -27,7 +27,7 @@ from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import UsageError
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.patching.batches import batches
-from lvlm_interp.patching.components import Choice, check_single_image, masks, unit_axis
+from lvlm_interp.patching.components import Choice, masks, unit_axis
 from lvlm_interp.patching.estimates import Estimator, qk_sites
 from lvlm_interp.patching.gradients import Integration
 from lvlm_interp.patching.metrics import Metric, check_metric, name_of, warn_flat_kl
@@ -118,15 +118,13 @@ def attribution_patch(
 def _add_site(
     writer: RowWriter, runs: BaseRuns, site: Site, choice: Choice, estimator: Estimator
 ) -> None:
-    check_single_image(runs.batch, site)
     axis = unit_axis(site)
     value = runs.source[site]
     units = choice.units(site, None if axis is None else value.shape[axis])
     if not units:
         return
-    axes = site.shape.split()
-    n_positions = value.shape[axes.index("query_pos" if "query_pos" in axes else "pos")]
-    named = masks(runs.batch, site.tower, n_positions, choice.positions)
+    n_positions = value.shape[site.position_axis]
+    named = masks(runs.batch, site.positions_of, n_positions, choice.positions)
     mask = torch.stack([mask for _, mask in named]).to(value.device)
     scores = estimator.scores(site, mask)  # label unit pair
     picked = scores.sum(1, keepdim=True) if units == [None] else scores[:, units]

@@ -13,8 +13,10 @@ from lvlm_interp.data.checks import id_in_reply
 from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.inputs.images import images_of, open_image, pixel_digest
 from lvlm_interp.models.inputs.positions import tower_positions
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.tokens import PixelBox, TokenMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,23 +41,24 @@ class PairBatch:
         return len(self.pairs)
 
     def positions(self, row: int, role: str, tower: str, n_positions: int) -> np.ndarray:
-        """Positions that a role has in one row, in a tower.
+        """Positions that a role has in one row, as a tower counts them.
 
         Args:
             row: Index of the pair in the batch.
             role: A role of `tokens.ROLES`, `edited` (what the pair's box covers), or a position.
-            tower: Tower of the site.
+            tower: `Site.positions_of`.
             n_positions: Positions that the site has.
 
         Raises:
             InputError: The pair lacks what the role needs; the pair is named.
         """
         pair = self.pairs[row]
-        boxes = {**dict(pair.corrupt.boxes), **dict(pair.clean.boxes)}
+        boxes: dict[str, PixelBox] = {**dict(pair.corrupt.boxes), **dict(pair.clean.boxes)}
         if pair.box is not None:
-            boxes["edited"] = pair.box
+            boxes["edited"] = _edited(pair)
         try:
-            return tower_positions(self.clean.tokens[row], tower, role, boxes, n_positions)
+            real = self.clean.real(row, tower, n_positions)
+            return tower_positions(self.clean.tokens[row], tower, role, boxes, real)
         except InputError as error:
             raise InputError(f"Pair {pair.id!r}: {error}") from error
 
@@ -86,6 +89,17 @@ def batches(model: LVLM, pairs: Sequence[ContrastPair], batch_size: int) -> Iter
             torch.tensor([ids[pair.foil, pair.clean.reply] for pair in chunk]).to(model.device),
             both,
         )
+
+
+def _edited(pair: ContrastPair) -> tuple[float, ...]:
+    """Where a pair was edited; with the image's index where one of several differs."""
+    assert pair.box is not None
+    clean, corrupt = images_of(pair.clean.image), images_of(pair.corrupt.image)
+    if len(pair.box) > 4 or len(clean) < 2:
+        return tuple(pair.box)
+    seen = [[pixel_digest(open_image(image)) for image in side] for side in (clean, corrupt)]
+    differ = [i for i, (one, other) in enumerate(zip(*seen, strict=False)) if one != other]
+    return (*pair.box, differ[0]) if len(differ) == 1 else tuple(pair.box)
 
 
 def _sides(model: LVLM, pairs: Sequence[ContrastPair]) -> tuple[Inputs, Inputs, Inputs | None]:
@@ -142,3 +156,29 @@ def _check_aligned(pair: ContrastPair, clean: Inputs, corrupt: Inputs, row: int)
             f"Pair {pair.id!r}: clean and corrupt run have different kinds of tokens at the same "
             "position: build both from the same template and image size."
         )
+    if not _same_grids(first, second):
+        raise InputError(
+            f"Pair {pair.id!r}: the images of clean and corrupt run are cut into other grids, so "
+            "that a position is another place in each: use images of the same size."
+        )
+
+
+def _same_grids(first: TokenMap, second: TokenMap) -> bool:
+    """Whether tokens at the same position lie at the same place of grid, tiles and image."""
+    places = ("image_index", "row", "col", "tile")
+    if any((getattr(first, name) != getattr(second, name)).any() for name in places):
+        return False
+    if np.array_equal(first.box, second.box, equal_nan=True):
+        return True
+    # Images of other sizes may share a grid: then their tokens lie in the same order each way.
+    return all(
+        np.array_equal(*(_order(tokens, image, edge) for tokens in (first, second)))
+        for image in range(first.n_images)
+        for edge in (0, 1)
+    )
+
+
+def _order(tokens: TokenMap, image: int, edge: int) -> np.ndarray:
+    """Rank of each token's left (0) or top (1) edge among those of one image."""
+    edges = tokens.box[tokens.image_index == image, edge]
+    return np.unique(edges[~np.isnan(edges)].round(3), return_inverse=True)[1]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvlm_interp.errors import InputError, UsageError
+from lvlm_interp.errors import UsageError
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.patching.batches import PairBatch
 from lvlm_interp.sites import Site
@@ -57,10 +57,8 @@ class Component:
 
     def selection(self, value: Tensor) -> Tensor:
         """True where this component is; broadcasts against the site's value."""
-        axes = self.site.shape.split()
-        position = axes.index("query_pos" if "query_pos" in axes else "pos")
         shape = [1] * value.ndim
-        shape[0], shape[position] = self.mask.shape
+        shape[0], shape[self.site.position_axis] = self.mask.shape
         chosen = self.mask.to(value.device).reshape(shape)
         if self.unit is None:
             return chosen
@@ -144,9 +142,8 @@ def components(
         UsageError: A head or neuron out of range.
     """
     units = choice.units(site, count)
-    axes = site.shape.split()
-    n_positions = value.shape[axes.index("query_pos" if "query_pos" in axes else "pos")]
-    for label, mask in masks(batch, site.tower, n_positions, choice.positions):
+    n_positions = value.shape[site.position_axis]
+    for label, mask in masks(batch, site.positions_of, n_positions, choice.positions):
         for unit in units:
             yield Component(site, unit, label, mask)
 
@@ -200,19 +197,3 @@ def _which(name: str, given: Any) -> str | tuple[tuple[int, int], ...]:
         raise UsageError(
             f"{name}={given!r}: expected 'each', 'all', or (layer, index) pairs."
         ) from error
-
-
-def check_single_image(batch: PairBatch, site: Site) -> None:
-    """Refuse vision-tower sites where rows and images do not correspond.
-
-    Raises:
-        InputError: A row has none or several images.
-    """
-    if site.tower == "text":
-        return
-    for pair, tokens in zip(batch.pairs, batch.clean.tokens, strict=True):
-        if tokens.n_images != 1:
-            raise InputError(
-                f"Pair {pair.id!r}: sites of the {site.tower} tower need exactly one image per "
-                f"example, it has {tokens.n_images}."
-            )

@@ -16,6 +16,7 @@ from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.inputs.positions import tower_positions
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.sites import Site
+from lvlm_interp.tokens import NONE
 
 KINDS = ("last", "question", "image", "other")
 """Kinds of position that have a mean of their own."""
@@ -36,7 +37,7 @@ class Reference:
     def mean_like(self, site: Site, inputs: Inputs, value: Tensor) -> Tensor:
         """The mean of each position's kind, in the shape of a site's value."""
         out = value.clone()
-        for row, kinds in enumerate(position_kinds(inputs, site.tower, value.shape[1])):
+        for row, kinds in enumerate(position_kinds(inputs, site.positions_of, value.shape[1])):
             for kind in KINDS:
                 at = torch.as_tensor(np.flatnonzero(kinds == kind))
                 if len(at):
@@ -48,7 +49,7 @@ class Reference:
     ) -> Tensor:
         """A random reference value of the same kind for each position, in the site's shape."""
         out = value.clone()
-        for row, kinds in enumerate(position_kinds(inputs, site.tower, value.shape[1])):
+        for row, kinds in enumerate(position_kinds(inputs, site.positions_of, value.shape[1])):
             for kind in KINDS:
                 at = torch.as_tensor(np.flatnonzero(kinds == kind))
                 if len(at):
@@ -67,17 +68,21 @@ class Reference:
 
 
 def position_kinds(inputs: Inputs, tower: str, n_positions: int) -> list[np.ndarray]:
-    """Kind of each position of each row, of `KINDS`; empty text for padding."""
+    """Kind of each position of each row, of `KINDS`; empty text for padding.
+
+    Outside of the language model what is behind image tokens is of the kind `image`, and what is
+    not (class tokens, a Q-Former's words) of the kind `other`.
+    """
     found = []
-    for tokens in inputs.tokens:
+    for row, tokens in enumerate(inputs.tokens):
+        kinds = np.full(n_positions, "", dtype=object)
+        kinds[inputs.real(row, tower, n_positions)] = "other"
         if tower != "text":
-            kinds = np.full(n_positions, "image", dtype=object)
-            if n_positions == len(tokens.image) + 1:
-                kinds[0] = "other"  # the class token
+            behind = tokens.towers.get(tower)
+            at = np.arange(n_positions) if behind is None else behind[behind != NONE]
+            kinds[at] = np.where(kinds[at] == "", "", "image")
             found.append(kinds)
             continue
-        kinds = np.full(len(tokens), "other", dtype=object)
-        kinds[tokens.kind == "pad"] = ""
         kinds[tokens.image] = "image"
         kinds[tower_positions(tokens, "text", "question")] = "question"
         kinds[tokens.last] = "last"
@@ -113,7 +118,7 @@ def collect_reference(
     if not flat:
         raise UsageError("The reference set is empty: give the examples to take means over.")
     for site in sites:
-        if "query_pos" in site.shape.split():
+        if site.position_axis != 1:
             raise UsageError(f"{site} has no mean over examples of other lengths: use mode 'zero'.")
     sums = _Sums()
     for start in range(0, len(flat), batch_size):
@@ -121,7 +126,7 @@ def collect_reference(
         _, cache = model.run_with_cache(inputs, sites, logits_to_keep=1)
         for site in sites:
             value = cache[site]
-            kinds = np.stack(position_kinds(inputs, site.tower, value.shape[1]))
+            kinds = np.stack(position_kinds(inputs, site.positions_of, value.shape[1]))
             for kind in KINDS:
                 chosen = value[torch.as_tensor(kinds == kind)]
                 if len(chosen):

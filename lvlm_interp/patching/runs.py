@@ -16,7 +16,6 @@ from lvlm_interp.patching.batches import PairBatch
 from lvlm_interp.patching.components import (
     Choice,
     Component,
-    check_single_image,
     components,
     n_units,
 )
@@ -62,7 +61,6 @@ class BaseRuns:
         """Every component of a choice, in the order of the forward."""
         found: list[Component] = []
         for site in self.source.sites:
-            check_single_image(self.batch, site)
             value = self.source[site]
             found += components(self.batch, site, value, choice, n_units(model, site, value))
         return found

@@ -17,6 +17,7 @@ from lvlm_interp.activations.roles import parse_roles
 from lvlm_interp.data.examples import ContrastPair, Example
 from lvlm_interp.data.sources import data_hash
 from lvlm_interp.errors import DataError
+from lvlm_interp.models.inputs.images import images_of, open_image
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.results import provenance
 from lvlm_interp.sites import Site
@@ -80,8 +81,14 @@ def _bags(example: Example, names: Sequence[str], bins: int) -> Float[np.ndarray
     image = example.open_image()
     if image is None:
         raise DataError(f"Example {example.id!r} has no image, so it has no bag of pixels.")
-    parts = [image if name == "image_mean" else image.crop(example.boxes[name]) for name in names]
+    parts = [image if name == "image_mean" else _region(example, name) for name in names]
     return np.stack([_bag(part, bins) for part in parts])
+
+
+def _region(example: Example, name: str) -> Image.Image:
+    left, top, right, bottom, *which = example.boxes[name]
+    image = open_image(images_of(example.image)[which[0] if which else 0])
+    return image.crop((left, top, right, bottom))
 
 
 def _bag(image: Image.Image, bins: int) -> Float[np.ndarray, " bin"]:

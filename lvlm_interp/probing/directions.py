@@ -203,14 +203,12 @@ def role_mask(inputs: Inputs, direction: Direction) -> Tensor:
     tower = Site.parse(direction.site).tower
     role = direction.position
     base_role = "image_all" if role == "image_mean" else role
-    n = inputs["input_ids"].shape[1]
-    if tower != "text":
-        first = inputs.tokens[0]
-        n = len(first.image) + (1 if tower == "vision" else 0)
+    n = inputs.n_positions(tower)
     mask = torch.zeros((inputs.batch_size, n), dtype=torch.bool)
     for row, tokens in enumerate(inputs.tokens):
         boxes = getattr(inputs.examples[row], "boxes", None)
-        mask[row, tower_positions(tokens, tower, base_role, boxes, n)] = True
+        real = inputs.real(row, tower, n)
+        mask[row, tower_positions(tokens, tower, base_role, boxes, real)] = True
     return mask
 
 

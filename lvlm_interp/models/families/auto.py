@@ -10,11 +10,17 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.models.families.geometry import random_pixels, square, tokens_without_place
+from lvlm_interp.models.families.geometry import (
+    made_of,
+    random_pixels,
+    square,
+    tokens_without_place,
+)
 from lvlm_interp.models.family import CLIP_BLOCK, Block, Family, ImageContext, Tower
 from lvlm_interp.tokens import ImageLayout
 
@@ -141,4 +147,6 @@ def _layout(context: ImageContext, token: str, count: int) -> list[ImageLayout]:
     if ids is not None:
         image = getattr(context.config, token)
         count = int((ids[context.row] == image).sum()) // max(n_images, 1)
-    return [tokens_without_place(count, "image", NOTE) for _ in range(n_images)]
+    plain = tokens_without_place(count, "image", NOTE)
+    known = made_of(plain, {"projector": np.arange(count)}, {"projector": count})
+    return [known for _ in range(n_images)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.models.families.geometry import random_pixels, tokens_without_place
+from lvlm_interp.models.families.geometry import made_of, random_pixels, tokens_without_place
 from lvlm_interp.models.family import CLIP_BLOCK, Block, Branch, Family, ImageContext, Tower
 from lvlm_interp.models.inputs.rows import RowContext, RowsByTower, entries_by_tokens
 from lvlm_interp.tokens import ImageLayout
@@ -18,8 +19,18 @@ NOTE = "query tokens stand for the whole image: ask qformer.N.cross_pattern wher
 
 def layout(context: ImageContext) -> list[ImageLayout]:
     """`num_query_tokens` queries per image."""
-    n = context.config.num_query_tokens
-    return [tokens_without_place(n, "query", NOTE) for _ in context.sizes]
+    n, vision = context.config.num_query_tokens, context.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    query = np.arange(n)
+    # Behind the class token; every query reads all of them.
+    parts = {
+        "vision": np.tile(np.arange(1, patches + 1), (n, 1)),
+        "qformer": query,
+        "projector": query,
+    }
+    lengths = {"vision": patches + 1, "qformer": n, "projector": n}
+    plain = tokens_without_place(n, "query", NOTE)
+    return [made_of(plain, parts, lengths) for _ in context.sizes]
 
 
 def rows_with_instruction(context: RowContext) -> RowsByTower:

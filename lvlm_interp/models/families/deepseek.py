@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lvlm_interp.models.families.geometry import Placement, Size, grid_layout, square
+from lvlm_interp.models.families.geometry import (
+    Placement,
+    Size,
+    grid_layout,
+    one_to_one,
+    square,
+)
 from lvlm_interp.models.families.llava import TEXT, pixels
 from lvlm_interp.models.family import CLIP_BLOCK, Family, ImageContext, Tower
 from lvlm_interp.tokens import ImageLayout
@@ -16,7 +22,7 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     side = square(vision)
     per_side = side // vision.patch_size
     return [
-        grid_layout(per_side, per_side, (side, side), _padded(size, side), size)
+        one_to_one(grid_layout(per_side, per_side, (side, side), _padded(size, side), size))
         for size in context.sizes
     ]
 

@@ -6,16 +6,26 @@ from dataclasses import replace
 from typing import Any
 
 from lvlm_interp.models.families.blocks import POST_NORMS
-from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
+from lvlm_interp.models.families.geometry import (
+    blocks_of_patches,
+    grid_layout,
+    random_pixels,
+    stretched,
+)
 from lvlm_interp.models.family import CLIP_BLOCK, Family, ImageContext, Tower
 from lvlm_interp.tokens import ImageLayout
 
 
 def _layout(per_side: int, context: ImageContext) -> list[ImageLayout]:
-    side = context.config.vision_config.image_size
+    vision = context.config.vision_config
+    side, patches = vision.image_size, vision.image_size // vision.patch_size
     square = (side, side)
     return [
-        grid_layout(per_side, per_side, square, stretched(size, square), size)
+        blocks_of_patches(
+            grid_layout(per_side, per_side, square, stretched(size, square), size),
+            (patches, patches),
+            patches // per_side,
+        )
         for size in context.sizes
     ]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from lvlm_interp.tokens import ImageLayout
+from lvlm_interp.tokens import NONE, ImageLayout
 
 Size = tuple[int, int]
 """(width, height)."""
+
+FIELDS = ("kind", "row", "col", "tile", "box")
+"""What an `ImageLayout` says of each token."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +125,72 @@ def tokens_without_place(n: int, kind: str, note: str) -> ImageLayout:
 
 def joined(parts: Sequence[ImageLayout]) -> ImageLayout:
     """Several parts of one image, one behind the other."""
-    fields = ("kind", "row", "col", "tile", "box")
+    towers = sorted({tower for part in parts for tower in part.behind})
     return ImageLayout(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in fields),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS),
         note="; ".join(sorted({part.note for part in parts if part.note})),
+        behind={tower: _stacked([_parts_of(part, tower) for part in parts]) for tower in towers},
     )
+
+
+def _parts_of(layout: ImageLayout, tower: str) -> np.ndarray:
+    return layout.behind.get(tower, np.full((len(layout), 1), NONE))
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    width = max(part.shape[1] for part in parts)
+    fill = [np.full((len(part), width - part.shape[1]), NONE) for part in parts]
+    return np.concatenate([np.hstack(pair) for pair in zip(parts, fill, strict=True)])
 
 
 def taken(layout: ImageLayout, at: np.ndarray | slice) -> ImageLayout:
     """Some of an image's tokens."""
-    fields = ("kind", "row", "col", "tile", "box")
-    return replace(layout, **{name: getattr(layout, name)[at] for name in fields})
+    behind = {tower: parts[at] for tower, parts in layout.behind.items()}
+    return replace(layout, **{name: getattr(layout, name)[at] for name in FIELDS}, behind=behind)
+
+
+def made_of(
+    layout: ImageLayout, parts: Mapping[str, np.ndarray], lengths: Mapping[str, int]
+) -> ImageLayout:
+    """The same tokens with what is behind them.
+
+    Args:
+        layout: Tokens of one image.
+        parts: By tower, positions counted within the image; `token` or `token part`.
+        lengths: By tower, positions of the image there.
+    """
+    behind = {tower: at.reshape(len(layout), -1) for tower, at in parts.items()}
+    return replace(layout, behind=behind, lengths=dict(lengths))
+
+
+def one_to_one(layout: ImageLayout, dropped: int = 0) -> ImageLayout:
+    """Each token is one position of the tower, of which the model drops the first ones."""
+    token, n = np.arange(len(layout)), len(layout)
+    parts = {"vision": token + dropped, "projector": token}
+    return made_of(layout, parts, {"vision": n + dropped, "projector": n})
+
+
+def blocks_of_patches(
+    layout: ImageLayout, patches: Size, block: int, leading: int = 0
+) -> ImageLayout:
+    """Each token is a square block of patches of its tile (pooled, or shuffled into its channels).
+
+    Args:
+        layout: Tokens of one image, the tiles in the order in which the tower has them.
+        patches: (columns, rows) of patches in a tile.
+        block: Side of a block.
+        leading: Class and register tokens in front of each tile's patches.
+    """
+    _, first, tile = np.unique(layout.tile, return_index=True, return_inverse=True)
+    entry = np.argsort(np.argsort(first))[tile]
+    each = leading + patches[0] * patches[1]
+    down, right = (axis.ravel() for axis in np.mgrid[:block, :block])
+    row = layout.row[:, None] * block + down
+    col = layout.col[:, None] * block + right
+    vision = entry[:, None] * each + leading + row * patches[0] + col
+    n_tiles, n = len(first), len(layout)
+    lengths = {"vision": n_tiles * each, "projector": n}
+    return made_of(layout, {"vision": vision, "projector": np.arange(n)}, lengths)
 
 
 def without_boxes(layout: ImageLayout, note: str) -> ImageLayout:

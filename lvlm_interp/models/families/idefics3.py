@@ -7,6 +7,7 @@ from typing import Any
 
 from lvlm_interp.models.families.geometry import (
     Size,
+    blocks_of_patches,
     grid_layout,
     joined,
     random_pixels,
@@ -38,7 +39,12 @@ def _image_layout(context: ImageContext, size: Size) -> ImageLayout:
     square, grid = (side, side), (per_side, per_side)
     whole = grid_layout(per_side, per_side, square, stretched(size, square), size)
     tiles = tiled_layout((cols, rows), grid, square, size, first=1) if rows * cols > 1 else []
-    return joined([*tiles, whole])
+    return _shuffled(context.config, joined([*tiles, whole]))
+
+
+def _shuffled(config: Any, layout: ImageLayout) -> ImageLayout:
+    patches = config.vision_config.image_size // config.vision_config.patch_size
+    return blocks_of_patches(layout, (patches, patches), config.scale_factor)
 
 
 def _unknown(context: ImageContext) -> ImageLayout:
@@ -52,9 +58,9 @@ def _unknown(context: ImageContext) -> ImageLayout:
         for tile in real
     ]
     if len(parts) == 1:
-        return parts[0]
+        return _shuffled(context.config, parts[0])
     note = "how the tiles lie is known only for inputs made with prepare()"
-    return joined([without_boxes(part, note) for part in parts])
+    return _shuffled(context.config, joined([without_boxes(part, note) for part in parts]))
 
 
 def rows(context: RowContext) -> RowsByTower:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lvlm_interp.models.families.geometry import (
     Size,
+    blocks_of_patches,
     grid_layout,
     joined,
     patch,
@@ -25,7 +26,7 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     """Tiles row by row, then the thumbnail (tile 0); each a grid of shuffled patches."""
     vision = context.config.vision_config
     per_side = int(square(vision) // patch(vision) * context.config.downsample_ratio)
-    return tiles_then_thumbnail(context, per_side, canvas_of)
+    return tiles_then_thumbnail(context, per_side, canvas_of, leading=1)
 
 
 def canvas_of(size: Size, side: int, processor: Any) -> Size:
@@ -37,7 +38,10 @@ def canvas_of(size: Size, side: int, processor: Any) -> Size:
 
 
 def tiles_then_thumbnail(
-    context: ImageContext, per_side: int, tiling: Callable[[Size, int, Any], Size]
+    context: ImageContext,
+    per_side: int,
+    tiling: Callable[[Size, int, Any], Size],
+    leading: int = 0,
 ) -> list[ImageLayout]:
     """Tiles row by row, then the thumbnail (tile 0).
 
@@ -46,8 +50,10 @@ def tiles_then_thumbnail(
         per_side: Tokens along a side of a tile.
         tiling: (columns, rows) of tiles from (width, height), the side of a tile and the image
             processor.
+        leading: Class tokens in front of each tile's patches.
     """
     side = square(context.config.vision_config)
+    patches = side // patch(context.config.vision_config)
     canvas, grid = (side, side), (per_side, per_side)
     layouts = []
     for size in context.sizes:
@@ -56,7 +62,11 @@ def tiles_then_thumbnail(
         if size is not None and _crops(context, per_side**2):
             tiles = tiling(size, side, context.image_processor)
         parts = tiled_layout(tiles, grid, canvas, size, first=1) if tiles != (1, 1) else []
-        layouts.append(joined([*parts, thumbnail]))
+        layouts.append(
+            blocks_of_patches(
+                joined([*parts, thumbnail]), (patches, patches), patches // per_side, leading
+            )
+        )
     return layouts
 
 

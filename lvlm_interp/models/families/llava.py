@@ -9,6 +9,7 @@ from lvlm_interp.models.families.blocks import vision_kind, with_vision
 from lvlm_interp.models.families.geometry import (
     grid_layout,
     joined,
+    one_to_one,
     placement,
     random_pixels,
     taken,
@@ -47,10 +48,11 @@ def _with_leading(config: Any, patches: ImageLayout) -> ImageLayout:
     """With `default` the model drops the first token, whatever it is; with `full` it keeps all."""
     leading = vision_kind(config).leading(config.vision_config)
     strategy = getattr(config, "vision_feature_select_strategy", "default")
-    kept = leading - (strategy == "default")
+    dropped = int(strategy == "default")
+    kept = leading - dropped
     if kept > 0:
-        return joined([tokens_without_place(kept, "query", LEADING), patches])
-    return patches if kept == 0 else taken(patches, slice(1, None))
+        patches = joined([tokens_without_place(kept, "query", LEADING), patches])
+    return one_to_one(patches if kept >= 0 else taken(patches, slice(1, None)), dropped)
 
 
 def pixels(config: Any) -> dict[str, Any]:

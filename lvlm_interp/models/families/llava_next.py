@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import select_best_resolution
 
-from lvlm_interp.models.families.blocks import with_vision
+from lvlm_interp.models.families.blocks import vision_kind, with_vision
 from lvlm_interp.models.families.geometry import (
     Placement,
     Size,
     grid_layout,
     joined,
+    made_of,
     random_pixels,
     stretched,
     taken,
@@ -24,7 +25,7 @@ from lvlm_interp.models.families.geometry import (
 from lvlm_interp.models.families.llava import TEXT, VISION
 from lvlm_interp.models.family import Family, ImageContext
 from lvlm_interp.models.inputs.rows import RowContext, Rows, RowsByTower, images_of_rows
-from lvlm_interp.tokens import ImageLayout
+from lvlm_interp.tokens import NONE, ImageLayout
 
 
 def layout(context: ImageContext) -> list[ImageLayout]:
@@ -49,9 +50,28 @@ def image_layout(config: Any, size: Size, *, tiled: bool = True) -> ImageLayout:
         square = Placement(
             scale, scale, (edge - size[0]) // 2 * scale, (edge - size[1]) // 2 * scale
         )
-        return joined([grid_layout(per_side, per_side, (side, side), square, size), newline])
+        whole = grid_layout(per_side, per_side, (side, side), square, size)
+        return _finished(config, joined([_of_tiles(whole, per_side, 1, 0), newline]), 1)
     base = grid_layout(per_side, per_side, (side, side), stretched(size, (side, side)), size)
-    return joined([base, _unpadded(config, size, side, per_side)])
+    parts = [_of_tiles(base, per_side, 1, 0), _unpadded(config, size, side, per_side)]
+    return _finished(config, joined(parts), 1 + _n_tiles(config, size))
+
+
+def _of_tiles(grid: ImageLayout, per_side: int, across: int, first: int) -> ImageLayout:
+    """A grid over tiles, `across` of them in a row: which feature of which tile each token is."""
+    tile = first + grid.row // per_side * across + grid.col // per_side
+    feature = grid.row % per_side * per_side + grid.col % per_side
+    return made_of(grid, {"projector": tile * per_side**2 + feature}, {})
+
+
+def _finished(config: Any, layout: ImageLayout, n_tiles: int) -> ImageLayout:
+    """With the tower's positions, which have class and register tokens in front of each tile."""
+    features = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    leading = vision_kind(config).leading(config.vision_config)
+    parts = layout.behind["projector"]
+    vision = np.where(parts == NONE, NONE, parts + (parts // features + 1) * leading)
+    lengths = {"vision": n_tiles * (features + leading), "projector": n_tiles * features}
+    return made_of(layout, {"vision": vision, "projector": parts}, lengths)
 
 
 def _unpadded(config: Any, size: Size, side: int, per_side: int) -> ImageLayout:
@@ -60,6 +80,7 @@ def _unpadded(config: Any, size: Size, side: int, per_side: int) -> ImageLayout:
     rows, cols = height // side * per_side, width // side * per_side
     cut_x, cut_y = _cut(size, cols, rows)
     whole = grid_layout(rows, cols, (width, height), _padded(size, (width, height)), size, tile=1)
+    whole = _of_tiles(whole, per_side, width // side, 1)
     keep = (whole.row >= cut_y) & (whole.row < rows - cut_y)
     keep &= (whole.col >= cut_x) & (whole.col < cols - cut_x)
     kept = taken(whole, keep)
@@ -101,6 +122,8 @@ def _thinned(config: Any, grid: ImageLayout, per_side: int) -> ImageLayout:
     left, right = _sources(cols, to_cols)
     row, col = (axis.ravel() for axis in np.mgrid[:to_rows, :to_cols])
     first, last = box[top[row], left[col]], box[bottom[row], right[col]]
+    feature = grid.behind["projector"].reshape(rows, cols)
+    read = [feature[down[row], across[col]] for down in (top, bottom) for across in (left, right)]
     n = len(row)
     return ImageLayout(
         np.full(n, "image", dtype=object),
@@ -108,6 +131,7 @@ def _thinned(config: Any, grid: ImageLayout, per_side: int) -> ImageLayout:
         col,
         np.full(n, 1),
         np.concatenate([first[:, :2], last[:, 2:]], -1),
+        behind={"projector": np.stack(read, -1)},
     )
 
 

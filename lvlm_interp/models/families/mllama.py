@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from lvlm_interp.models.families.geometry import random_pixels, tokens_without_place
+from lvlm_interp.models.families.geometry import made_of, random_pixels, tokens_without_place
 from lvlm_interp.models.family import Block, Branch, Family, ImageContext, Scale, Tower
 from lvlm_interp.models.hooks import FLAT_POSITIONS
 from lvlm_interp.models.inputs.rows import FILL, RowContext, Rows, RowsByTower
@@ -20,9 +21,26 @@ NOTE = (
 )
 
 
+MULTIPLE = 8
+"""The tower pads the patches of a tile to a multiple of this."""
+
+
 def layout(context: ImageContext) -> list[ImageLayout]:
     """The one placeholder of each image."""
-    return [tokens_without_place(1, "special", NOTE) for _ in context.sizes]
+    plain = tokens_without_place(1, "special", NOTE)
+    mask = context.tensors["aspect_ratio_mask"][context.row, : len(context.sizes)]
+    return [_in_tiles(context.config, plain, int(tiles.sum()), len(tiles)) for tiles in mask]
+
+
+def _in_tiles(config: Any, plain: ImageLayout, real: int, tiles: int) -> ImageLayout:
+    """The patches of the real tiles; each tile has a class token in front, padding behind."""
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    each, patch = patches + 1, np.arange(1, patches + 1)
+    padded = each + -each % MULTIPLE
+    tile = np.arange(real)[:, None]
+    parts = {"vision": tile * padded + patch, "projector": tile * each + patch}
+    lengths = {"vision": tiles * padded, "projector": tiles * each}
+    return made_of(plain, {name: at.reshape(1, -1) for name, at in parts.items()}, lengths)
 
 
 def n_images(tensors: Mapping[str, Any]) -> int:

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
+from lvlm_interp.models.families.geometry import (
+    blocks_of_patches,
+    grid_layout,
+    random_pixels,
+    stretched,
+)
 from lvlm_interp.models.families.llava import TEXT, n_read
 from lvlm_interp.models.family import Block, Family, ImageContext, Tower
 from lvlm_interp.models.inputs.rows import RowContext, Rows, RowsByTower
@@ -35,7 +40,10 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     for (height, width), size in zip(sizes.tolist(), context.sizes, strict=True):
         canvas = (width, height)
         place = stretched(size, canvas)
-        layouts.append(grid_layout(height // cell, width // cell, canvas, place, size))
+        plain = grid_layout(height // cell, width // cell, canvas, place, size)
+        side = config.vision_config.patch_size
+        patches = (width // side, height // side)
+        layouts.append(blocks_of_patches(plain, patches, config.spatial_merge_size))
     return layouts
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.vision_utils import get_vision_window_index
 
-from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
+from lvlm_interp.models.families.geometry import grid_layout, made_of, random_pixels, stretched
 from lvlm_interp.models.family import Block, Family, ImageContext, Tower
 from lvlm_interp.models.hooks import Tap
 from lvlm_interp.models.inputs.rows import FILL, RowContext, Rows, RowsByTower
@@ -27,8 +28,16 @@ def layout(context: ImageContext) -> list[ImageLayout]:
     for (_, height, width), size in zip(grids.tolist(), context.sizes, strict=True):
         canvas = (width * side, height * side)
         rows, cols = height // merge, width // merge
-        layouts.append(grid_layout(rows, cols, canvas, stretched(size, canvas), size))
+        plain = grid_layout(rows, cols, canvas, stretched(size, canvas), size)
+        layouts.append(_merged(plain, merge**2))
     return layouts
+
+
+def _merged(layout: ImageLayout, n: int) -> ImageLayout:
+    """The patches of a token follow each other."""
+    token = np.arange(len(layout))
+    parts = {"vision": token[:, None] * n + np.arange(n), "projector": token}
+    return made_of(layout, parts, {"vision": n * len(token), "projector": len(token)})
 
 
 def n_images(tensors: Mapping[str, Any]) -> int:

@@ -77,6 +77,22 @@ class Inputs(Mapping[str, Any]):
             return self.tokens[row].real
         return np.flatnonzero(self.rows[tower].mask(n_positions)[row].numpy())
 
+    def n_positions(self, tower: str) -> int:
+        """Positions of a tower's sites in this batch, of the row that has most.
+
+        Raises:
+            InputError: The family does not know them.
+        """
+        if tower == "text":
+            return self.tensors["input_ids"].shape[1]
+        known = [tokens.lengths[tower] for tokens in self.tokens if tower in tokens.lengths]
+        if not known:
+            raise InputError(
+                f"How many positions the {tower} has is not known before a run: use sites of the "
+                "language model."
+            )
+        return max(known)
+
     def halves(self) -> tuple[Inputs, Inputs] | None:
         """The first and the second half of the rows, of which each has as many tokens and patches.
 

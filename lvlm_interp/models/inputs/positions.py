@@ -1,4 +1,4 @@
-"""Where a role is in any tower: the one map from `TokenMap` positions to vision-tower positions."""
+"""Where a role is in any tower: the one map from the positions of a prompt to those of a tower."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.tokens import PixelBox, TokenMap
+from lvlm_interp.tokens import NONE, PixelBox, TokenMap
+
+WHOLE_IMAGE = ("image_all", "image_mean")
 
 
 def tower_positions(
@@ -15,70 +17,66 @@ def tower_positions(
     tower: str,
     role: str,
     boxes: Mapping[str, PixelBox] | None = None,
-    n_positions: int | None = None,
+    real: np.ndarray | None = None,
 ) -> np.ndarray:
     """Positions that play a role, counted as the sites of a tower count them.
 
-    In the language model these are the map's own. In the vision tower and the projector a role
-    means the patches behind its image tokens; `all` is every position there, a class token too. A
-    position as text (`7`, `-1`) counts the positions of the row that are not padding.
+    In the language model these are the map's own. In the towers before it and in the projector a
+    role means what is behind its image tokens: patches (of all tiles of an image and of several
+    images, one behind the other), not class tokens. `all` is every real position there. A position
+    as text (`7`, `-1`) counts the row's real positions.
 
     Args:
         tokens: Map of one row.
-        tower: `text`, `vision` or `projector`.
+        tower: `text`, a tower before it, or `projector`.
         role: As in `TokenMap.positions`; `edited` for the box of that name; or a position as text.
         boxes: Pixel boxes by name.
-        n_positions: Positions that the site has; needed outside of the language model.
+        real: Real positions of the row at the site, from `Inputs.real`; needed for `all` and
+            numbers outside of the language model.
 
     Raises:
-        InputError: The role does not exist there, or patches and image tokens cannot be matched.
+        InputError: The role does not exist there.
     """
+    if tower == "text":
+        real = tokens.real
     if role.lstrip("-").isdigit():
-        return _single(int(role), tokens, tower, n_positions)
-    if tower != "text" and role == "all":
-        return np.arange(_needed(tower, n_positions))
-    return in_tower(tokens, tower, role, role_positions(tokens, role, boxes), n_positions)
+        return _single(int(role), tower, _needed(tower, real))
+    if tower == "text":
+        return role_positions(tokens, role, boxes)
+    if role == "all":
+        return _needed(tower, real)
+    if role in WHOLE_IMAGE:
+        return in_tower(tokens, tower, role, np.arange(len(tokens)))
+    return in_tower(tokens, tower, role, role_positions(tokens, role, boxes))
 
 
-def in_tower(
-    tokens: TokenMap, tower: str, role: str, found: np.ndarray, n_positions: int | None
-) -> np.ndarray:
-    """Where a tower has what a role means in the language model.
+def in_tower(tokens: TokenMap, tower: str, role: str, found: np.ndarray) -> np.ndarray:
+    """What a tower has behind some positions of the prompt.
 
     Args:
         tokens: Map of one row.
-        tower: `text`, `vision` or `projector`.
+        tower: `text`, a tower before it, or `projector`.
         role: For messages.
-        found: Its positions in the language model, from `role_positions`.
-        n_positions: Positions that the site has; needed outside of the language model.
+        found: Positions in the language model, from `role_positions`.
 
     Raises:
-        InputError: The role has no patches, or patches and image tokens cannot be matched.
+        InputError: There is nothing behind them, or the family does not know what.
     """
     if tower == "text":
         return found
-    n_positions = _needed(tower, n_positions)
-    if tokens.n_images != 1:
+    if tower not in tokens.towers:
+        why = "the row has no image" if tokens.n_images == 0 else "; ".join(tokens.notes)
         raise InputError(
-            f"Roles in the {tower} tower need exactly one image in the row, it has "
-            f"{tokens.n_images}."
+            f"What is behind the image tokens is not known in the {tower} ({why or 'no map'}): use "
+            "the role 'all', or sites of the language model."
         )
-    image = tokens.image
-    # Both are sorted, so the places of the common ones are found by looking each up.
-    at = np.searchsorted(image, found).clip(max=max(len(image) - 1, 0))
-    at = at[image[at] == found] if len(image) else at[:0]
+    at = np.unique(tokens.towers[tower][found])
+    at = at[at != NONE]
     if len(at) == 0:
         raise InputError(
             f"The role {role!r} has no image tokens, so no patch in the {tower} tower."
         )
-    offset = n_positions - len(image)
-    if offset not in (0, 1):
-        raise InputError(
-            f"The {tower} tower has {n_positions} positions for {len(image)} image tokens: they "
-            "do not correspond one to one; use the role 'all', or sites of the language model."
-        )
-    # A class token, where there is one, stands first and has no image token.
-    return at + offset
+    return at
 
 
 def role_positions(
@@ -100,14 +98,13 @@ def role_positions(
     return found
 
 
-def _needed(tower: str, n_positions: int | None) -> int:
-    if n_positions is None:
-        raise InputError(f"The number of positions of the tower {tower!r} is needed.")
-    return n_positions
+def _needed(tower: str, real: np.ndarray | None) -> np.ndarray:
+    if real is None:
+        raise InputError(f"The real positions of the row in the tower {tower!r} are needed.")
+    return real
 
 
-def _single(position: int, tokens: TokenMap, tower: str, n_positions: int | None) -> np.ndarray:
-    real = tokens.real if tower == "text" else np.arange(n_positions or 0)
+def _single(position: int, tower: str, real: np.ndarray) -> np.ndarray:
     if not -len(real) <= position < len(real):
         raise InputError(
             f"There is no position {position}: in the {tower} tower this row has {len(real)}."
