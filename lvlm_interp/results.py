@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from lvlm_interp.errors import StoreError, UsageError
 from lvlm_interp.files import atomic_path
 from lvlm_interp.provenance import provenance
-from lvlm_interp.stats import Estimate, cluster_bootstrap
+from lvlm_interp.stats import Estimate, cluster_bootstrap, is_binary, rate
 
 __all__ = ["COLUMNS", "Result", "ResultTable", "provenance", "register_display"]
 
@@ -43,6 +43,9 @@ COLUMNS = (
 _INTEGER_COLUMNS = ("layer", "head")
 _DTYPES = {"value": "float64", **dict.fromkeys(_INTEGER_COLUMNS, "Int64")}
 """Types of the columns above that are no strings."""
+
+_SHARES = {"area", "fraction", "hit", "probability", "share"}
+"""Units in which 0 and 1 are what a share or an area can be, and not amounts of something."""
 
 _METADATA_KEY = b"lvlm_interp"
 _DISPLAY_GROUP = "lvlm_interp.displays"
@@ -109,7 +112,10 @@ class ResultTable:
     def estimate(
         self, *, cluster: str = "example", seed: int = 0, n_resamples: int = 2000
     ) -> Estimate:
-        """Mean of all values with a 95% interval that resamples whole clusters.
+        """Mean of all values with a 95% interval that takes whole clusters as its unit.
+
+        Where all values are 0 or 1 and have no unit, or that of a share, it is `stats.rate`: its
+        interval has a width also where all are alike. Else whole clusters are resampled.
 
         Missing values are left out and do not count in `n`.
 
@@ -348,7 +354,10 @@ def _estimate(frame: pd.DataFrame, cluster: str | None, seed: int, n_resamples: 
             )
     kept = frame[frame["value"].notna()]
     labels = None if cluster is None else np.asarray(kept[cluster])
-    return cluster_bootstrap(np.asarray(kept["value"]), labels, seed=seed, n_resamples=n_resamples)
+    values, units = np.asarray(kept["value"]), set(kept["unit"].dropna())
+    if is_binary(values) and units <= _SHARES:
+        return rate(values, labels)
+    return cluster_bootstrap(values, labels, seed=seed, n_resamples=n_resamples)
 
 
 def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

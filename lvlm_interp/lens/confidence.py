@@ -40,7 +40,7 @@ class Confidence(Result):
 
         Args:
             labels: One per example.
-            seed: Of the bootstrap and of the shuffled baseline.
+            seed: Of the shuffled baseline.
 
         Returns:
             One row per score: `internal_confidence`, the baseline `output_probability`, and
@@ -64,7 +64,7 @@ class Confidence(Result):
         ]
         rows = []
         for name, part, wanted in cases:
-            found = auroc(part["value"].to_numpy(), wanted, part["group"].to_numpy(str), seed=seed)
+            found = auroc(part["value"].to_numpy(), wanted, part["group"].to_numpy(str))
             rows.append(
                 {
                     "score": name,

@@ -17,7 +17,6 @@ import pandas as pd
 
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.lens.attention import attention_maps
-from lvlm_interp.lens.detection import area
 from lvlm_interp.lens.logit_lens import logit_lens
 from lvlm_interp.lens.positions import example_names, in_batches
 from lvlm_interp.lens.tuned_lens import TunedLens
@@ -26,6 +25,7 @@ from lvlm_interp.models.inputs.images import open_image
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.provenance import provenance
 from lvlm_interp.results import Result, ResultTable
+from lvlm_interp.stats import area
 from lvlm_interp.tokens import TokenMap
 
 Heat = Callable[[Inputs, Sequence[str]], list[np.ndarray]]
@@ -181,7 +181,7 @@ def _score(
     ):
         scores = {
             "pointing": float(truth[int(heat.argmax())]),
-            "auroc": area(heat, truth),
+            "auroc": area(truth, heat),
             "iou": _iou(heat >= threshold, truth),
         }
         rows += [_row(method, metric, value, group, name, word) for metric, value in scores.items()]

@@ -10,6 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from lvlm_interp.activations.base import Activations
 from lvlm_interp.errors import UsageError
+from lvlm_interp.probing.chance import chance_of
 from lvlm_interp.probing.where import mask_of
 
 __all__ = [
@@ -31,6 +32,13 @@ UNTRAINED, PIXELS = "untrained", "pixels"
 
 CONTROLS = (SHUFFLED, TYPES, UNTRAINED, PIXELS)
 
+QUESTION = "prompt"
+"""Column of the question; what it gives away alone is part of chance."""
+
+_LABELLINGS = 3
+"""How often the labels of the control task are drawn."""
+_EXCHANGED = 4
+"""Groups of a size in a fold below which their rows are shuffled one by one."""
 _MOST_CLASSES = 50
 _NO_TYPE = "(none)"
 
@@ -47,6 +55,7 @@ class Design:
         groups: Group of each example.
         fold: Fold in which an example is held out; -1 leaves it out.
         n_folds: Number of folds.
+        chance: Balanced accuracy of the best guess without the image; see `chance.chance_of`.
     """
 
     label: str
@@ -55,21 +64,23 @@ class Design:
     groups: np.ndarray
     fold: np.ndarray
     n_folds: int
+    chance: float
 
-    @property
-    def shuffles(self) -> list[str]:
-        """Names of the shuffles among the codes."""
-        return [name for name in self.codes if name.startswith(SHUFFLED)]
+    def draws(self, control: str) -> list[str]:
+        """Names of the draws of a label control among the codes."""
+        return [name for name in self.codes if name == control or name.startswith(f"{control} ")]
+
+    def drawn(self, name: str) -> tuple[str, int | None]:
+        """Control and number of the draw that a name among the codes stands for."""
+        for control in (SHUFFLED, TYPES):
+            if name in self.draws(control):
+                return control, self.draws(control).index(name)
+        return name, None
 
     @property
     def rows(self) -> np.ndarray:
         """Examples that take part."""
         return np.flatnonzero(self.fold >= 0)
-
-    @property
-    def chance(self) -> float:
-        """Balanced accuracy of a guess."""
-        return 1 / len(self.classes)
 
     def training(self, fold: int, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks of one split: rows to choose on, rows to validate on, and rows held out.
@@ -96,7 +107,8 @@ def design_of(
     """Labels, folds and control labels of a sweep.
 
     The control task gives each type of thing one random label, drawn from the labels' own
-    distribution and shared by all folds (Hewitt and Liang 2019, section 2).
+    distribution and shared by all folds (Hewitt and Liang 2019, section 2); it is drawn several
+    times.
 
     Args:
         data: Activations with labels.
@@ -134,16 +146,24 @@ def design_of(
     rows = np.flatnonzero(taking)
     for index, (_, held) in enumerate(splitter.split(rows, codes[rows], groups[rows])):
         fold[rows[held]] = index
+    _check_folds(label, classes, codes[rows], fold[rows], n_folds)
     found = {MAIN: codes}
     rng = np.random.default_rng(seed)
     if SHUFFLED in controls:
         for draw in range(n_shuffles):
-            name = SHUFFLED if draw == 0 else f"{SHUFFLED} {draw}"
-            found[name] = _shuffled(codes, fold, n_folds, rng)
+            found[_drawn(SHUFFLED, draw)] = _shuffled(codes, fold, n_folds, groups, rng)
     if TYPES in controls:
         types = data.label(control_type or "type").astype(object).fillna(_NO_TYPE).astype(str)
-        found[TYPES] = _by_type(codes, types.to_numpy(), rows, len(classes), rng)
-    return Design(label, classes, found, groups, fold, n_folds)
+        for draw in range(_LABELLINGS):
+            drawn = _by_type(codes, types.to_numpy(), rows, len(classes), rng)
+            found[_drawn(TYPES, draw)] = drawn
+    asked = data.labels[QUESTION].to_numpy()[rows] if QUESTION in data.labels else None
+    chance = chance_of(codes[rows], groups[rows], fold[rows], asked, n_folds)
+    return Design(label, classes, found, groups, fold, n_folds, chance)
+
+
+def _drawn(control: str, draw: int) -> str:
+    return control if draw == 0 else f"{control} {draw}"
 
 
 def _check_counts(n_folds: int, n_shuffles: int) -> None:
@@ -160,16 +180,25 @@ def _check_counts(n_folds: int, n_shuffles: int) -> None:
 
 
 def _shuffled(
-    codes: np.ndarray, fold: np.ndarray, n_folds: int, rng: np.random.Generator
+    codes: np.ndarray, fold: np.ndarray, n_folds: int, groups: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Labels shuffled within each fold.
+    """Labels shuffled within each fold: between groups of one size, then within each group.
 
-    A fold short of a class would have its probe trained on more of it, and score below chance.
+    A fold short of a class would have its probe trained on more of it, and score below chance. What
+    a group holds stays together: where labels are those of the group, or both are in each group,
+    shuffled labels vary as much as true ones would without a relation.
     """
     out = codes.copy()
     for each in range(n_folds):
         held = np.flatnonzero(fold == each)
-        out[held] = rng.permutation(codes[held])
+        _, index, sizes = np.unique(groups[held], return_inverse=True, return_counts=True)
+        for size in np.unique(sizes):
+            rows = held[sizes[index] == size]
+            rows = rows[np.argsort(groups[rows], kind="stable")].reshape(-1, size)
+            if len(rows) < _EXCHANGED:
+                out[rows] = rng.permutation(codes[rows].ravel()).reshape(rows.shape)
+            else:
+                out[rows] = rng.permuted(codes[rng.permutation(rows)], axis=1)
     return out
 
 
@@ -197,6 +226,21 @@ def _check_spread(
             raise UsageError(
                 f"The label {label!r} is {value!r} in {n} groups only, and {n_folds} folds need it "
                 f"in {n_folds} at least: give more examples, or fewer folds."
+            )
+
+
+def _check_folds(
+    label: str, classes: tuple, codes: np.ndarray, fold: np.ndarray, n_folds: int
+) -> None:
+    """Groups that hold many examples of a class may leave a part of the split without it."""
+    for held in range(n_folds):
+        fitting = (fold != held) & (fold != (held + 1) % n_folds)
+        missing = sorted(set(range(len(classes))) - set(codes[fitting]))
+        if missing:
+            raise UsageError(
+                f"Where fold {held} of {n_folds} is held out and the next one chooses the "
+                f"regularisation, no example is left of which the label {label!r} is "
+                f"{classes[missing[0]]!r}: give more groups with it, or more folds."
             )
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from lvlm_interp.errors import UsageError
 from lvlm_interp.probing.design import MAIN
 from lvlm_interp.probing.fitting import Outcome
-from lvlm_interp.probing.scores import balanced_accuracy
+from lvlm_interp.probing.scores import REFITTING, balanced_accuracy
 from lvlm_interp.probing.sweep import ProbeSweep
 from lvlm_interp.results import Result, ResultTable
 from lvlm_interp.sites import Site
@@ -120,7 +120,7 @@ def _answer(sweep: ProbeSweep, errs: np.ndarray) -> dict[str, Any]:
 def _scored(
     sweep: ProbeSweep, rows: np.ndarray, correct: np.ndarray, where: np.ndarray
 ) -> dict[str, Any]:
-    design, options = sweep.design, {"n_resamples": sweep.n_resamples, "seed": sweep.seed}
+    design, options = sweep.design, {"inflation": REFITTING}
     truth, groups = design.codes[MAIN][rows], design.groups[rows]
     among = rate(correct[where], groups[where])
     counts = np.bincount(truth[where], minlength=len(design.classes))

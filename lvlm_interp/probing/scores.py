@@ -1,4 +1,4 @@
-"""Scores of predictions with intervals that resample whole groups.
+"""Scores of predictions with intervals and tests whose unit is a whole group.
 
 Balanced accuracy is the mean over classes of the share that is right (its chance level is one over
 the number of classes, whatever the base rate).
@@ -9,20 +9,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from scipy import stats as scipy_stats
 
-from lvlm_interp.stats import Estimate, rate
-from lvlm_interp.stats.resampling import bootstrap_totals, prepare
+from lvlm_interp import stats
+from lvlm_interp.stats import Estimate
+from lvlm_interp.stats.rates import between, proportion
+from lvlm_interp.stats.resampling import prepare
 
 __all__ = [
+    "REFITTING",
     "auroc",
     "balanced_accuracy",
     "balanced_difference",
     "mean_of_shuffles",
     "point_balanced",
     "pvalue_above",
+    "selectivity",
 ]
+
+REFITTING = 1.75
+"""Variance of a cross-validated score over what its held-out rows show, where labels mean nothing.
+
+A row helps to predict the others and they help to predict it, so each pair of rows counts twice: if
+predictions added up over pairs, as the scores of a difference of means do, the variance would be
+twice that of independent rows. Predictions of 0 and 1 bring it to between 1.4 and 2 in simulation
+(`docs/statistics.md`), for rows by themselves, pairs and clusters alike. Nadeau and Bengio (2003),
+"Inference for the Generalization Error", section 3, have 1 + J n2 / n1 for it, 2.25 for five folds.
+"""
 
 _Z = float(scipy_stats.norm.ppf(0.975))
 
@@ -43,18 +57,68 @@ def balanced_accuracy(
     correct: Bool[np.ndarray, " row"],
     groups: Groups,
     *,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    inflation: float = 1.0,
 ) -> Estimate:
-    """Balanced accuracy with a cluster-bootstrap interval.
+    """Balanced accuracy with Korn and Graubard's interval, groups as clusters.
 
-    Where all rows are right (or all wrong) the bootstrap has no width; the Wilson interval of the
-    number of groups takes its place.
+    It is a share in which each row weighs one over the number of classes and of the rows of its
+    class; see `stats.rate`. Its variance over groups is linearised class by class.
+
+    Args:
+        truth: Class of each row.
+        correct: Whether it was predicted.
+        groups: Group of each row.
+        inflation: Factor on the variance; `REFITTING` for predictions of a cross-validation.
     """
-    if len(truth) and (correct.all() or not correct.any()):
-        return rate(correct, groups)
-    totals = _totals(truth, correct, groups)
-    return bootstrap_totals(totals, _mean_recall, len(truth), n_resamples, seed, 0.95, "percentile")
+    if not len(truth):
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    estimate, residuals, index, n = _linear(truth, correct, groups)
+    rarer = len(set(index[correct == (estimate <= 0.5)]))
+    rows = len(truth)
+    return proportion(estimate, residuals, rarer, n, rows=rows, inflation=inflation)
+
+
+def auroc(
+    truth: Codes,
+    scores: Shaped[np.ndarray, " row"],
+    groups: Groups,
+    *,
+    folds: Codes | None = None,
+    inflation: float = 1.0,
+    n_resamples: int = 0,
+) -> Estimate:
+    """`stats.auroc` of the second of two classes, ranked within folds.
+
+    Args:
+        truth: 0 or 1 of each row.
+        scores: Towards class 1.
+        groups: Group of each row.
+        folds: Held-out fold of each row: the scores of two probes have no common unit.
+        inflation: As in `balanced_accuracy`.
+        n_resamples: Has no effect: the interval is in closed form.
+    """
+    return stats.auroc(truth, scores, groups, strata=folds, inflation=inflation)
+
+
+def pvalue_above(
+    truth: Codes,
+    correct: Bool[np.ndarray, " row"],
+    groups: Groups,
+    chance: float,
+    *,
+    inflation: float = 1.0,
+) -> float:
+    """One-sided p-value that balanced accuracy is above chance: Student's t over groups.
+
+    NaN with one group. Where all rows are right, or all wrong, the variance is that under chance of
+    as many rows as there are groups.
+    """
+    estimate, residuals, _, _ = _linear(truth, correct, groups)
+    if len(residuals) < 2:
+        return float("nan")
+    variance = between(residuals) or chance * (1 - chance) / len(residuals)
+    t = (estimate - chance) / (variance * inflation) ** 0.5
+    return float(scipy_stats.t.sf(t, len(residuals) - 1))
 
 
 def balanced_difference(
@@ -64,111 +128,78 @@ def balanced_difference(
     other_correct: Bool[np.ndarray, " row"],
     groups: Groups,
     *,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    inflation: float = 1.0,
 ) -> Estimate:
-    """Difference of two balanced accuracies on the same rows, resampled together (selectivity)."""
-    first, second = _totals(truth, correct, groups), _totals(other_truth, other_correct, groups)
-    width = first.shape[1]
-
-    def gap(totals: np.ndarray) -> np.ndarray:
-        return np.asarray(_mean_recall(totals[..., :width]) - _mean_recall(totals[..., width:]))
-
-    both = np.concatenate([first, second], axis=1)
-    return bootstrap_totals(both, gap, len(truth), n_resamples, seed, 0.95, "percentile")
+    """Difference of two balanced accuracies on the same rows; see `selectivity`."""
+    return selectivity(
+        (truth, correct), [(other_truth, other_correct)], groups, inflation=inflation
+    )
 
 
-def auroc(
-    truth: Codes,
-    scores: Float[np.ndarray, " row"],
+def selectivity(
+    main: tuple[Codes, Bool[np.ndarray, " row"]],
+    controls: Sequence[tuple[Codes, Bool[np.ndarray, " row"]]],
     groups: Groups,
     *,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    inflation: float = 1.0,
 ) -> Estimate:
-    """Area under the ROC curve of a binary truth, with a cluster-bootstrap interval.
+    """Balanced accuracy on the task minus the mean of those on control tasks, on the same rows.
 
-    It is the share of (positive, negative) pairs in the right order, ties counting half; a draw
-    weighs each pair by how often it took the two groups.
+    The variance is that over groups of the difference, linearised, times `inflation`, and that
+    between the control labellings over their number: how much a control task can be learned moves
+    with the draw of its labels. The interval is Student's over groups, and never narrower than
+    Tango's of two shares that agree in every group.
+
+    Args:
+        main: Truth of each row and whether it was predicted.
+        controls: The same under each control labelling.
+        groups: Group of each row.
+        inflation: As in `balanced_accuracy`.
     """
-    positive, negative = truth == 1, truth == 0
-    if not (positive.any() and negative.any()):
-        return Estimate(np.nan, np.nan, np.nan, len(truth))
-    _, index = prepare(np.zeros(len(truth)), groups)
-    n_groups = int(index.max()) + 1
-    gaps = np.sign(scores[positive][:, None] - scores[negative][None, :])
-    wins = np.zeros((n_groups, n_groups))
-    rows, by_row = _summed((gaps + 1) / 2, index[positive])
-    columns, by_both = _summed(by_row.T, index[negative])
-    wins[np.ix_(rows, columns)] = by_both.T
-    counts = np.stack(
-        [np.bincount(index[each], minlength=n_groups) for each in (positive, negative)]
-    )
-    rng = np.random.default_rng(seed)
-    # Single precision: the product below is the cost, and an interval needs no more.
-    weights = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), n_resamples)
-    weights = weights.astype(np.float32)
-    pairs = (weights @ counts[0]) * (weights @ counts[1])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws = np.einsum("rg,rg->r", weights @ wins.astype(np.float32), weights) / pairs
-    estimate = float(wins.sum() / (counts[0].sum() * counts[1].sum()))
-    low, high = np.nanquantile(draws, [0.025, 0.975]) if n_groups > 1 else (np.nan, np.nan)
-    return Estimate(estimate, float(low), float(high), len(truth))
+    estimate, residuals, _, _ = _linear(*main, groups)
+    others = [_linear(*each, groups) for each in controls]
+    values = np.array([each[0] for each in others])
+    gap = float(estimate - values.mean())
+    n_groups = len(residuals)
+    if n_groups < 2:
+        return Estimate(gap, np.nan, np.nan, len(groups))
+    residuals = residuals - np.mean([each[1] for each in others], axis=0)
+    variance = between(residuals) * inflation
+    if len(values) > 1:
+        variance += float(np.var(values, ddof=1)) / len(values)
+    half = float(scipy_stats.t.ppf(0.975, n_groups - 1)) * variance**0.5
+    half = max(half, _Z**2 / (n_groups + _Z**2))
+    return Estimate(gap, max(-1.0, gap - half), min(1.0, gap + half), len(groups))
 
 
-def mean_of_shuffles(scores: Sequence[Estimate], n_folds: int) -> Estimate:
+def mean_of_shuffles(scores: Sequence[Estimate]) -> Estimate:
     """Mean score of several shuffles of the labels, with an interval that holds the refitting.
 
     The variance of one score is the larger of two: the spread between the shuffles, which are
-    independent given the features; and the mean bootstrap variance times 1 + J n2/n1, the
-    correction of Nadeau and Bengio (2003), "Inference for the Generalization Error", section 3, for
-    the J folds whose n2 held-out rows also train the others' probes (n2/n1 = 1/(J-1)). The second
-    is there because few shuffles can lie close together by luck.
+    independent given the features; and the mean variance over groups times `REFITTING`. The
+    second is there because few shuffles can lie close together by luck.
 
     Args:
-        scores: One per shuffle, each with its bootstrap interval of 95%.
-        n_folds: Of the cross-validation.
+        scores: One per shuffle, each with its interval of 95%.
 
     Returns:
         The mean with a 95% interval, within 0 and 1.
     """
     values = np.array([each.estimate for each in scores])
     halves = np.array([(each.high - each.low) / 2 for each in scores])
-    within = float(np.mean((halves / _Z) ** 2)) * (1 + n_folds / (n_folds - 1))
-    between = float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
-    mean, half = float(values.mean()), _Z * (max(within, between) / len(values)) ** 0.5
+    within = float(np.mean((halves / _Z) ** 2)) * REFITTING
+    apart = float(np.var(values, ddof=1)) if len(values) > 1 else 0.0
+    mean, half = float(values.mean()), _Z * (max(within, apart) / len(values)) ** 0.5
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), scores[0].n)
 
 
-def pvalue_above(estimate: Estimate, chance: float) -> float:
-    """One-sided p-value that a score is above chance: normal, its deviation from the interval."""
-    half = (estimate.high - estimate.low) / 2
-    if not np.isfinite(half) or half <= 0:
-        return float("nan")
-    return float(scipy_stats.norm.sf((estimate.estimate - chance) / (half / _Z)))
-
-
-def _summed(values: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows summed by group: the groups that occur, in order, and one row of sums for each."""
-    order = np.argsort(index, kind="stable")
-    groups, starts = np.unique(index[order], return_index=True)
-    return groups, np.add.reduceat(values[order], starts, axis=0)
-
-
-def _totals(truth: np.ndarray, correct: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Per group: right rows of each class, then rows of each class; shape `group 2*class`."""
+def _linear(
+    truth: np.ndarray, correct: np.ndarray, groups: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray, float]:
+    """Balanced accuracy, what each group adds to it, the group of each row, and Kish's n."""
     _, index = prepare(np.zeros(len(truth)), groups)
-    n_groups, n_classes = int(index.max()) + 1, int(truth.max()) + 1
-    cell = index * n_classes + truth
-    size = n_groups * n_classes
-    right = np.bincount(cell, weights=correct, minlength=size).reshape(n_groups, n_classes)
-    count = np.bincount(cell, minlength=size).reshape(n_groups, n_classes)
-    return np.concatenate([right, count], axis=1)
-
-
-def _mean_recall(totals: np.ndarray) -> np.ndarray:
-    """Mean over the classes that a draw holds of the share that is right."""
-    right, count = np.split(totals, 2, axis=-1)
-    here = count > 0
-    recall = np.where(here, right / np.where(here, count, 1), 0.0)
-    return np.asarray(recall.sum(axis=-1) / np.maximum(here.sum(axis=-1), 1))
+    counts = np.bincount(truth)
+    recall = np.bincount(truth, weights=correct, minlength=len(counts)) / np.maximum(counts, 1)
+    weights = 1 / (counts[truth] * (counts > 0).sum())
+    residuals = np.bincount(index, weights=weights * (correct - recall[truth]))
+    return float(recall[counts > 0].mean()), residuals, index, float(1 / (weights @ weights))

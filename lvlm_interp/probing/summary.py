@@ -1,12 +1,12 @@
 """From held-out predictions to rows, summaries and the score of an honest choice.
 
-Scores of the task have cluster-bootstrap intervals. That of shuffled labels has another: the labels
-are shuffled several times, each time with probes fitted anew (Ojala and Garriga 2010, "Permutation
-tests for studying classifier performance", test 1), and the interval of the mean holds the spread
-between them; see `mean_of_shuffles`. The bootstrap of one shuffle is too narrow there, it covers
-chance in 82 to 88% of simulated sets: it takes the folds for independent, while the label of each
-row helps to predict those of the others, and they its own (Bengio and Grandvalet 2004, "No unbiased
-estimator of the variance of k-fold cross-validation").
+Folds are not independent: the label of each row helps to predict those of the others, and they its
+own (Bengio and Grandvalet 2004, "No unbiased estimator of the variance of k-fold
+cross-validation"). So every variance over groups is multiplied by `scores.REFITTING`, in intervals,
+selectivity and p-values alike. Labels are shuffled several times, each time with probes fitted anew
+(Ojala and Garriga 2010, "Permutation tests for studying classifier performance", test 1), and so
+are those of the control task; their intervals hold the spread between the draws. AUROC ranks within
+folds, since the scores of two probes have no common unit.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from lvlm_interp.activations.base import Activations
 from lvlm_interp.probing.design import MAIN, PIXELS, SHUFFLED, TYPES, Design
 from lvlm_interp.probing.fitting import Outcome
 from lvlm_interp.probing.scores import (
+    REFITTING,
     auroc,
     balanced_accuracy,
-    balanced_difference,
     mean_of_shuffles,
     pvalue_above,
+    selectivity,
 )
 from lvlm_interp.sites import Site
 from lvlm_interp.stats import Estimate, benjamini_hochberg
@@ -42,8 +43,8 @@ class Best:
         site, position, head: The choice of most folds.
         balanced_accuracy: On the held-out folds, each scored at the site that its training chose.
         auroc: Likewise; None unless there are two classes.
-        selectivity: Balanced accuracy minus that of the control task at the same sites; None
-            without that control.
+        selectivity: Balanced accuracy minus the mean of those of the control tasks at the same
+            sites; None without that control.
         shuffled: Balanced accuracy with shuffled labels at the same sites; None without it.
         per_fold: (site, position, head) of each fold.
     """
@@ -76,8 +77,7 @@ def rows_of(outcome: Outcome, design: Design, data: Activations) -> pd.DataFrame
     frames = []
     for name, predicted in outcome.predicted.items():
         truth = design.codes[name][outcome.rows]
-        shuffled = name in design.shuffles
-        control = SHUFFLED if shuffled else name
+        control, draw = design.drawn(name)
         frames.append(
             pd.DataFrame(
                 {
@@ -90,7 +90,7 @@ def rows_of(outcome: Outcome, design: Design, data: Activations) -> pd.DataFrame
                     "metric": "correct",
                     "value": (predicted == truth).astype(float),
                     "control": outcome.control if outcome.control != MAIN else control,
-                    "draw": design.shuffles.index(name) if shuffled else None,
+                    "draw": draw,
                     "group": design.groups[outcome.rows],
                     "fold": design.fold[outcome.rows],
                     "truth": classes[truth].astype(str),
@@ -102,14 +102,12 @@ def rows_of(outcome: Outcome, design: Design, data: Activations) -> pd.DataFrame
     return pd.concat(frames, ignore_index=True)
 
 
-def summary_of(
-    outcomes: Sequence[Outcome], design: Design, seed: int, n_resamples: int
-) -> pd.DataFrame:
+def summary_of(outcomes: Sequence[Outcome], design: Design) -> pd.DataFrame:
     """One row per problem, with the interval of each score; see `sweep`."""
     rows = []
     for outcome in outcomes:
         site = Site.parse(outcome.site) if outcome.control != PIXELS else None
-        found = _scores([outcome], [slice(None)], design, seed, n_resamples)
+        found, pvalue = _scores([outcome], [slice(None)], design)
         row: dict[str, Any] = {
             "control": outcome.control,
             "tower": site.tower if site else None,
@@ -123,18 +121,17 @@ def summary_of(
         for name, estimate in found.items():
             values = (estimate.estimate, estimate.low, estimate.high) if estimate else (np.nan,) * 3
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
-        main = found["balanced_accuracy"]
-        row["pvalue"] = pvalue_above(main, design.chance) if main else np.nan
+        row["pvalue"] = pvalue
         rows.append(row)
     frame = pd.DataFrame(rows).astype({"layer": "Int64", "head": "Int64"})
     frame["pvalue_adjusted"] = benjamini_hochberg(frame["pvalue"].to_numpy())
     return frame
 
 
-def best_of(picks: Sequence[Outcome], design: Design, seed: int, n_resamples: int) -> Best:
+def best_of(picks: Sequence[Outcome], design: Design) -> Best:
     """The score of problems that were chosen per fold, each on the fold that it was chosen for."""
     held = [design.fold[pick.rows] == fold for fold, pick in enumerate(picks)]
-    found = _scores(picks, held, design, seed, n_resamples)
+    found, _ = _scores(picks, held, design)
     per_fold = tuple((pick.site, pick.position, pick.head) for pick in picks)
     site, position, head = max(dict.fromkeys(per_fold), key=per_fold.count)
     accuracy = found.pop("balanced_accuracy")
@@ -143,16 +140,11 @@ def best_of(picks: Sequence[Outcome], design: Design, seed: int, n_resamples: in
 
 
 def _scores(
-    parts: Sequence[Outcome],
-    keep: Sequence[Any],
-    design: Design,
-    seed: int,
-    n_resamples: int,
-) -> dict[str, Estimate | None]:
-    """Scores of predictions that may come from several problems, some rows of each."""
+    parts: Sequence[Outcome], keep: Sequence[Any], design: Design
+) -> tuple[dict[str, Estimate | None], float]:
+    """Scores of predictions that may come from several problems, some rows of each, and p."""
     rows = np.concatenate([part.rows[mask] for part, mask in zip(parts, keep, strict=True)])
     groups = design.groups[rows]
-    options = {"n_resamples": n_resamples, "seed": seed}
 
     def joined(control: str) -> tuple[np.ndarray, np.ndarray] | None:
         if any(control not in part.predicted for part in parts):
@@ -161,18 +153,21 @@ def _scores(
         truth = design.codes[control][rows]
         return truth, np.concatenate(predicted) == truth
 
-    main, types = joined(MAIN), joined(TYPES)
-    shuffles = [each for name in design.shuffles if (each := joined(name)) is not None]
+    main = joined(MAIN)
     assert main is not None
+    types = [each for name in design.draws(TYPES) if (each := joined(name)) is not None]
+    shuffles = [each for name in design.draws(SHUFFLED) if (each := joined(name)) is not None]
     score = np.concatenate([part.score[mask] for part, mask in zip(parts, keep, strict=True)])
-    binary = len(design.classes) == 2
-    return {
-        "balanced_accuracy": balanced_accuracy(*main, groups, **options),
-        "auroc": auroc(main[0], score, groups, **options) if binary else None,
-        "shuffled": mean_of_shuffles(
-            [balanced_accuracy(*each, groups, **options) for each in shuffles], design.n_folds
-        )
-        if shuffles
-        else None,
-        "selectivity": balanced_difference(*main, *types, groups, **options) if types else None,
+    found: dict[str, Estimate | None] = {
+        "balanced_accuracy": balanced_accuracy(*main, groups, inflation=REFITTING),
+        "auroc": None,
+        "shuffled": None,
+        "selectivity": selectivity(main, types, groups, inflation=REFITTING) if types else None,
     }
+    if len(design.classes) == 2:
+        folds = design.fold[rows]
+        found["auroc"] = auroc(main[0], score, groups, folds=folds, inflation=REFITTING)
+    if shuffles:
+        each = [balanced_accuracy(*shuffle, groups) for shuffle in shuffles]
+        found["shuffled"] = mean_of_shuffles(each)
+    return found, pvalue_above(*main, groups, design.chance, inflation=REFITTING)

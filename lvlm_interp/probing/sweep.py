@@ -61,7 +61,6 @@ class ProbeSweep(Result):
     data: Activations = field(repr=False)
     probe: tuple[Any, list[dict[str, Any]]] = field(repr=False)
     seed: int = 0
-    n_resamples: int = 1000
 
     def best(
         self, sites: str | Sequence[str] = "*", positions: str | Sequence[str] | None = None
@@ -84,7 +83,7 @@ class ProbeSweep(Result):
             where = f"{sites} and {positions or 'any position'}"
             raise UsageError(f"No problem of this sweep is at {where}.")
         picks = self.picks(among)
-        return best_of(picks, self.design, self.seed, self.n_resamples)
+        return best_of(picks, self.design)
 
     def direction(
         self, site: str, position: str | None = None, head: int | None = None
@@ -180,14 +179,15 @@ def sweep(
             made of the spread between them.
         seed: Of folds, controls and intervals.
         n_jobs: Processes; problems are spread over them.
-        n_resamples: Of the bootstrap.
+        n_resamples: Has no effect: the intervals are in closed form.
         progress: Show a bar.
 
     Returns:
         The table of all held-out predictions, and a summary with, per problem, `balanced_accuracy`,
         `auroc` (two classes), `shuffled` and `selectivity` (each with `_low` and `_high`), `n`,
-        `chance`, and the p-value that balanced accuracy is above chance, with its
-        Benjamini-Hochberg adjustment over the problems.
+        `chance` (the best guess without the image, see `probing.chance`), and the p-value that
+        balanced accuracy is above chance, with its Benjamini-Hochberg adjustment over the problems.
+        `selectivity` is over several labellings of the control task.
 
     Raises:
         UsageError: No group, an unknown label, control, probe or position, or a missing baseline.
@@ -226,10 +226,8 @@ def sweep(
         | {"probe": str(probe), "grid": settings, "controls": list(controls), "n_folds": n_folds}
         | {"n_shuffles": n_shuffles},
     )
-    summary = summary_of(outcomes, design, seed, n_resamples)
-    return ProbeSweep(
-        table, summary, design, outcomes, data, (estimator, settings), seed, n_resamples
-    )
+    summary = summary_of(outcomes, design)
+    return ProbeSweep(table, summary, design, outcomes, data, (estimator, settings), seed)
 
 
 def _check_controls(

@@ -19,7 +19,7 @@ from lvlm_interp.activations.base import Activations
 from lvlm_interp.errors import UsageError
 from lvlm_interp.probing.design import MAIN, Design, design_of
 from lvlm_interp.probing.fitting import probe_of
-from lvlm_interp.probing.scores import balanced_accuracy, point_balanced
+from lvlm_interp.probing.scores import REFITTING, balanced_accuracy, point_balanced
 from lvlm_interp.results import Result, ResultTable
 from lvlm_interp.stats import Estimate
 
@@ -56,8 +56,8 @@ class CrossTest(Result):
             place), `cross` (trained at the first, read at the second), `ceiling` (both at the
             second).
         within, cross, ceiling: Balanced accuracies.
-        cosine: Of the directions fitted at the two places, with a group-bootstrap interval; None
-            where there are more than two classes.
+        cosine: Of the directions at the two places, corrected for the noise of fitting them, with
+            its spread over halves of the groups; None where there are more than two classes.
     """
 
     within: Estimate
@@ -85,9 +85,9 @@ def cross_test(
         probe: As in `sweep`.
         grid: As in `sweep`.
         n_folds: Folds over the groups of both places together.
-        seed: Of the folds and the bootstrap.
-        n_resamples: Of the intervals of the accuracies.
-        n_refits: Bootstrap refits of the directions behind the interval of the cosine.
+        seed: Of the folds and the refits.
+        n_resamples: Has no effect: the intervals of the accuracies are in closed form.
+        n_refits: Random halves of the groups, on which directions are fitted for the cosine.
 
     Raises:
         UsageError: The places differ in classes or in the number of features.
@@ -113,8 +113,7 @@ def cross_test(
             target.y[keep],
             correct[keep] == 1,
             target.groups[keep],
-            n_resamples=n_resamples,
-            seed=seed,
+            inflation=REFITTING,
         )
         frames.append(target.frame(kind, correct, keep))
     cosine = None
@@ -206,22 +205,38 @@ def _cosine(
     n_refits: int,
     seed: int,
 ) -> Estimate:
-    """Cosine of the two directions; groups of both places are drawn together."""
+    """Cosine of the two directions, over what two halves of the groups agree on at each place.
+
+    Noise of fitting makes any two directions look less alike. So the cosine between the places
+    (each fitted on another half) is divided by the geometric mean of the cosines between the halves
+    of one place (Spearman 1904, "The proof and measurement of association between two things", the
+    correction for attenuation). The interval is the spread of it over random halves, which is that
+    of the whole sample (McCarthy 1969, half-sampling), cut at -1 and 1.
+    """
     middle = settings[len(settings) // 2]
     groups = sorted({*first.groups, *second.groups})
     rng = np.random.default_rng(seed)
-
-    def cosine(drawn: Sequence[str]) -> float:
-        one = _direction(estimator, middle, first, drawn)
-        other = _direction(estimator, middle, second, drawn)
-        return np.nan if one is None or other is None else float(one @ other)
-
-    draws = [
-        cosine([groups[i] for i in rng.integers(len(groups), size=len(groups))])
-        for _ in range(n_refits)
-    ]
-    low, high = np.nanquantile(draws, [0.025, 0.975]) if draws else (np.nan, np.nan)
-    return Estimate(cosine(groups), float(low), float(high), len(first.y))
+    found = []
+    for _ in range(n_refits):
+        order = rng.permutation(len(groups))
+        halves = [[groups[i] for i in order[start::2]] for start in (0, 1)]
+        fitted = [
+            _direction(estimator, middle, side, half) for side in (first, second) for half in halves
+        ]
+        if any(each is None for each in fitted):
+            continue
+        one, half_one, other, half_other = map(np.asarray, fitted)
+        across = (one @ half_other + half_one @ other) / 2
+        found.append([across, one @ half_one, other @ half_other])
+    if not found:
+        return Estimate(np.nan, np.nan, np.nan, len(first.y))
+    across, own, others = np.array(found, dtype=float).T
+    ceiling = np.sqrt(np.maximum(own.mean() * others.mean(), 0))
+    if min(own.mean(), others.mean()) <= 0:
+        return Estimate(np.nan, np.nan, np.nan, len(first.y))  # no direction to compare
+    estimate = float(np.clip(across.mean() / ceiling, -1, 1))
+    bounds = np.clip(np.quantile(across / ceiling, [0.025, 0.975]), -1, 1)
+    return Estimate(estimate, float(bounds[0]), float(bounds[1]), len(first.y))
 
 
 def _direction(

@@ -14,8 +14,9 @@ class Estimate:
 
     Attributes:
         estimate: The point estimate; NaN where there is no data.
-        low: Lower end of the interval; NaN where the data cannot give one (a single cluster).
-        high: Upper end of the interval; NaN likewise.
+        low: Lower end of the interval; NaN where the data cannot give one (a single cluster), and
+            infinite where they leave any value possible (a ratio over a gap that may be zero).
+        high: Upper end of the interval; likewise.
         n: Number of observations behind it (rows, not clusters).
     """
 
@@ -25,8 +26,10 @@ class Estimate:
     n: int
 
     def to_dict(self) -> dict[str, float | int | None]:
-        """The four fields, with None for NaN so that the result is valid JSON."""
-        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+        """The four fields, with None for what is not finite so that the result is valid JSON."""
+        return {
+            name: value if math.isfinite(value) else None for name, value in asdict(self).items()
+        }
 
     def above(self, value: float) -> bool:
         """Whether the whole interval lies above `value`; False without an interval."""

@@ -11,9 +11,18 @@ from scipy import stats as scipy_stats
 from lvlm_interp.errors import UsageError
 from lvlm_interp.stats.resampling import Values, prepare, same_length, sums
 
-__all__ = ["TestResult", "benjamini_hochberg", "paired_permutation_test", "permutation_test"]
+__all__ = [
+    "TestResult",
+    "benjamini_hochberg",
+    "holm",
+    "paired_permutation_test",
+    "permutation_test",
+]
 
 Alternative = Literal["two-sided", "less", "greater"]
+
+_MOST_COUNTED = 20_000
+"""Sum of the clusters' sizes up to which flips are counted: the time grows with it and with n."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,9 @@ def paired_permutation_test(
 ) -> TestResult:
     """Sign-flip test that paired values differ by zero on average.
 
-    All rows of a cluster flip together. Exact when there are no more than `n_resamples` flips.
+    All rows of a cluster flip together. Exact where the sums of the clusters are whole numbers, as
+    those of 0 and 1 are (the flips are then counted; one row a cluster gives McNemar's exact test),
+    and where there are no more than `n_resamples` flips.
 
     Args:
         first: One value per row.
@@ -61,7 +72,11 @@ def paired_permutation_test(
     rows, index = prepare(np.asarray(first, float) - np.asarray(second, float), clusters)
     if not len(rows):
         raise UsageError("expected at least one pair, got none")
-    shares = sums(rows, index) / len(rows)
+    totals = sums(rows, index)
+    if (totals == np.round(totals)).all() and np.abs(totals).sum() <= _MOST_COUNTED:
+        whole = totals.astype(np.int64)
+        return TestResult(float(rows.mean()), _counted(whole, alternative), len(whole))
+    shares = totals / len(rows)
     if len(shares) == 1:
         return TestResult(float(shares[0]), 1.0, 1)
     outcome = scipy_stats.permutation_test(
@@ -75,6 +90,28 @@ def paired_permutation_test(
         rng=np.random.default_rng(seed),
     )
     return TestResult(float(outcome.statistic), float(outcome.pvalue), len(shares))
+
+
+def _counted(totals: np.ndarray, alternative: Alternative) -> float:
+    """Share of all sign flips of whole numbers whose sum is at least as extreme, exactly.
+
+    The distribution of the sum over the flips is built cluster by cluster; it lies symmetrically
+    about zero.
+    """
+    sizes = np.abs(totals[totals != 0])
+    most = int(sizes.sum())
+    chance = np.ones(1)
+    for size in sizes:
+        chance = (np.pad(chance, (0, 2 * size)) + np.pad(chance, (2 * size, 0))) / 2
+    at = np.arange(-most, most + 1)
+    observed = int(totals.sum())
+    if alternative == "less":
+        share = chance[at <= observed].sum()
+    elif alternative == "greater":
+        share = chance[at >= observed].sum()
+    else:
+        share = chance[np.abs(at) >= abs(observed)].sum()
+    return min(1.0, float(share))
 
 
 def permutation_test(
@@ -112,6 +149,26 @@ def permutation_test(
         rng=np.random.default_rng(seed),
     )
     return TestResult(float(outcome.statistic), float(outcome.pvalue), len(a) + len(b))
+
+
+def holm(pvalues: Values) -> np.ndarray:
+    """P-values adjusted so that any false rejection among them is rare (Holm 1979).
+
+    Args:
+        pvalues: Any shape; NaN marks a test that was not made: it stays NaN and does not count.
+
+    Returns:
+        Adjusted p-values of the same shape; compare them with the wanted rate.
+    """
+    raw = np.asarray(pvalues, dtype=float)
+    adjusted = np.full(raw.shape, np.nan)
+    made = ~np.isnan(raw)
+    order = np.argsort(raw[made])
+    steps = raw[made][order] * np.arange(len(order), 0, -1)
+    found = np.empty(len(order))
+    found[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    adjusted[made] = found
+    return adjusted
 
 
 def benjamini_hochberg(pvalues: Values) -> np.ndarray:

@@ -21,6 +21,7 @@ __all__ = [
     "first_over_second",
     "prepare",
     "same_length",
+    "stretched",
     "sums",
 ]
 
@@ -92,7 +93,8 @@ def bootstrap_totals(
         return Estimate(estimate, math.nan, math.nan, n)
     draws = function(_resample_counts(len(totals), n_resamples, seed).astype(float) @ totals)
     jackknife = function(totals.sum(axis=0) - totals) if method == "bca" else None
-    return Estimate(estimate, *_interval(draws, estimate, level, method, jackknife), n)
+    bounds = _interval(draws, estimate, level, method, jackknife)
+    return Estimate(estimate, *stretched(estimate, bounds, len(totals), level), n)
 
 
 def bootstrap_rows(
@@ -119,7 +121,19 @@ def bootstrap_rows(
     jackknife = None
     if method == "bca":
         jackknife = np.array([statistic(rows[index != c]) for c in range(len(members))])
-    return Estimate(estimate, *_interval(draws, estimate, level, method, jackknife), len(rows))
+    bounds = _interval(draws, estimate, level, method, jackknife)
+    return Estimate(estimate, *stretched(estimate, bounds, len(members), level), len(rows))
+
+
+def stretched(
+    estimate: float, bounds: tuple[float, float], n_clusters: int, level: float
+) -> tuple[float, float]:
+    """Bounds of a bootstrap over few clusters, moved apart as far as a t-interval's would be."""
+    tail = 0.5 + level / 2
+    wider = float(scipy_stats.t.ppf(tail, n_clusters - 1) / scipy_stats.norm.ppf(tail))
+    wider *= math.sqrt(n_clusters / (n_clusters - 1))
+    low, high = bounds
+    return estimate - wider * (estimate - low), estimate + wider * (high - estimate)
 
 
 def _interval(

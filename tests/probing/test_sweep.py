@@ -201,7 +201,8 @@ def test_every_shuffle_is_in_the_table_and_their_mean_in_the_summary(found):
     frame = found.table.frame
     shuffled = frame[(frame.control == SHUFFLED) & (frame.site == "text.1.resid_post")]
     assert sorted(shuffled.draw.unique()) == [0, 1, 2, 3, 4]
-    assert frame[frame.control != SHUFFLED].draw.isna().all()
+    assert frame[frame.control == MAIN].draw.isna().all()
+    assert sorted(frame[frame.control == TYPES].draw.unique()) == [0, 1, 2]
     by_class = shuffled.groupby(["draw", "truth"])["value"].mean().groupby("draw").mean()
     row = found.summary.set_index("site").loc["text.1.resid_post"]
     assert row.shuffled == pytest.approx(by_class.mean())
@@ -224,10 +225,10 @@ def test_the_interval_of_shuffled_labels_covers_chance():
         features = data["text.0.resid_post"].rows_at("last")
         problem = Problem(MAIN, "text.0.resid_post", "last", None, *features)
         outcome = fit_problem(problem, design, estimator, grid)
-        interval = summary_of([outcome], design, seed, 200).iloc[0]
+        interval = summary_of([outcome], design).iloc[0]
         covered.append(interval.shuffled_low <= 0.5 <= interval.shuffled_high)
         right = outcome.predicted[SHUFFLED] == design.codes[SHUFFLED]
-        naive = balanced_accuracy(design.codes[SHUFFLED], right, design.groups, n_resamples=200)
+        naive = balanced_accuracy(design.codes[SHUFFLED], right, design.groups)
         bootstrapped.append(naive.low <= 0.5 <= naive.high)
     assert np.mean(covered) >= 0.93, (np.mean(covered), np.mean(bootstrapped))
     assert np.mean(bootstrapped) < 0.91  # else the several shuffles would not be needed

@@ -1,10 +1,18 @@
 """Permutation tests against counting by hand, and false discoveries against the definition."""
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from lvlm_interp.errors import UsageError
-from lvlm_interp.stats import benjamini_hochberg, paired_permutation_test, permutation_test
+from lvlm_interp.stats import (
+    benjamini_hochberg,
+    holm,
+    paired_permutation_test,
+    permutation_test,
+)
 
 
 def test_paired_is_exact_where_flips_are_few():
@@ -55,3 +63,34 @@ def test_benjamini_hochberg_by_hand_and_missing_tests():
     adjusted = benjamini_hochberg([[0.01, np.nan], [0.04, 0.03]])
     np.testing.assert_allclose(adjusted, [[0.03, np.nan], [0.04, 0.04]])
     assert np.isnan(benjamini_hochberg([np.nan])).all()
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "less", "greater"])
+def test_flips_of_zeros_and_ones_are_counted_and_are_mcnemars_test(alternative):
+    rng = np.random.default_rng(2)
+    first, second = rng.random(200) < 0.55, rng.random(200) < 0.4
+    up, down = int((first & ~second).sum()), int((~first & second).sum())
+    found = paired_permutation_test(first, second, alternative=alternative)
+    assert found.pvalue == pytest.approx(binomtest(up, up + down, alternative=alternative).pvalue)
+    assert found == paired_permutation_test(first, second, alternative=alternative, seed=5)
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "less", "greater"])
+def test_counting_agrees_with_trying_all_flips_of_whole_clusters(alternative):
+    gaps = np.array([3, 1, -2, 0, 1, 2, -1])
+    signs = np.array(list(itertools.product([-1, 1], repeat=7)))
+    sums, observed = signs @ gaps, gaps.sum()
+    extreme = {
+        "two-sided": abs(sums) >= abs(observed),
+        "less": sums <= observed,
+        "greater": sums >= observed,
+    }[alternative]
+    rows = np.repeat(np.sign(gaps), abs(gaps))
+    clusters = np.repeat(np.arange(7), abs(gaps))
+    found = paired_permutation_test(rows, 0 * rows, clusters, alternative=alternative)
+    assert found.pvalue == pytest.approx(extreme.mean())
+
+
+def test_holm_by_hand_and_missing_tests():
+    np.testing.assert_allclose(holm([0.01, 0.04, np.nan, 0.03]), [0.03, 0.06, np.nan, 0.06])
+    assert np.isnan(holm([np.nan])).all()
