@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -65,29 +66,42 @@ class ResultTable:
     as it was. Further columns may follow and keep their type.
 
     Attributes:
-        frame: The table; treat it as read-only.
         provenance: What `provenance(...)` collects: versions, seed, hashes, command.
     """
 
     def __init__(
         self,
-        rows: pd.DataFrame | Iterable[Mapping[str, Any]] | Mapping[str, Any],
+        rows: pd.DataFrame
+        | Iterable[Mapping[str, Any]]
+        | Mapping[str, Any]
+        | Callable[[], pd.DataFrame],
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a table.
 
         Args:
             rows: A frame, a list of rows, or a mapping from column to values; `metric` and `value`
-                are needed.
+                are needed. Or a function that makes the frame, called when it is first asked for:
+                for tables of millions of rows that not everyone reads.
             provenance: Anything JSON can hold.
 
         Raises:
             UsageError: `metric` or `value` is missing, or a column cannot take its type.
         """
+        self.provenance: dict[str, Any] = dict(provenance or {})
+        if callable(rows):
+            self._later = rows
+            return
         if not isinstance(rows, pd.DataFrame):
             rows = pd.DataFrame(dict(rows) if isinstance(rows, Mapping) else list(rows))
         self.frame = _tidy(rows)
-        self.provenance: dict[str, Any] = dict(provenance or {})
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The table; treat it as read-only."""
+        made = _tidy(self._later())
+        del self._later  # and with it what it was made of
+        return made
 
     def __len__(self) -> int:
         return len(self.frame)

@@ -190,3 +190,18 @@ def test_provenance_is_json_with_versions_and_without_time():
     assert found == provenance(
         seed=0, command=["lvlm-interp", "x"], decoding={"do_sample": False}, task="t"
     )
+
+
+def test_a_table_can_be_made_when_it_is_first_asked_for():
+    made = []
+
+    def later():
+        made.append(1)
+        return pd.DataFrame({"metric": ["a"], "value": [1.0]})
+
+    table = ResultTable(later, {"seed": 1})
+    assert not made and table.provenance == {"seed": 1}
+    assert len(table) == 1 and list(table.frame.value) == [1.0] and len(table.select()) == 1
+    assert made == [1]
+    with pytest.raises(UsageError, match="expected a column 'value'"):
+        _ = ResultTable(lambda: pd.DataFrame({"metric": ["a"]})).frame

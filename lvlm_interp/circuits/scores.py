@@ -52,6 +52,8 @@ Direction = Literal["denoise", "noise"]
 class EdgeScores(Result):
     """Scores of every edge for every pair.
 
+    The table is made when it is first asked for: a model of 7B has millions of edges for each pair.
+
     Attributes:
         graph: The graph.
         values: m(patched) - m(run), or its estimate; `pair sender receiver role`.
@@ -139,7 +141,7 @@ def score_edges(
             bar.update(len(batch))
     values = torch.cat(found)
     facts = _facts(model, method, metric, direction, integration)
-    table = ResultTable(_frame(pairs, graph, values, metric, direction), facts)
+    table = ResultTable(lambda: _frame(pairs, graph, values, metric, direction), facts)
     return EdgeScores(table, graph, values, method, direction, cost)
 
 

@@ -80,6 +80,8 @@ ATTENTION_NORMS = (
     "norm1",
     "layernorm_before",
     "self_attn_layer_norm",
+    "attention_norm",
+    "rms_norm1",
 )
 """What architectures call the norm in front of the attention."""
 
@@ -150,7 +152,7 @@ class Block:
         """
         names = (self.attn_norm,) if self.attn_norm else ATTENTION_NORMS
         for name in names:
-            if not self.sum_norms and hasattr(block, name):
+            if hasattr(block, name):
                 return name
         raise ModelError(
             f"{type(block).__name__} has no norm in front of its attention (looked for "

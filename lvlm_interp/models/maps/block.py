@@ -116,12 +116,19 @@ class BlockMaps:
 
     @cached_property
     def attn_norm(self) -> nn.Module:
-        """The norm in front of q, k and v.
+        """The norm in front of q, k and v; the identity where a block reads its stream bare.
 
         Raises:
             ModelError: None is known; its path can be named in the family's `Block.attn_norm`.
         """
+        if self._bare:
+            return nn.Identity()
         return at(self.block, self._where.attn_norm_of(self.block))
+
+    @property
+    def _bare(self) -> bool:
+        """Whether the branches read the stream as it is, as in blocks with norms behind alone."""
+        return self._where.mlp_norm == self._where.mlp_path[0]
 
     @property
     def parallel(self) -> bool:
@@ -131,7 +138,9 @@ class BlockMaps:
     @property
     def mlp_norm(self) -> nn.Module:
         """The norm in front of the MLP; of a parallel block the one in front of both branches."""
-        return self.attn_norm if self.parallel else at(self.block, self._where.mlp_norm)
+        if self.parallel or self._bare:
+            return self.attn_norm
+        return at(self.block, self._where.mlp_norm)
 
     def obstacle(self) -> str:
         """Why the block's nodes cannot have edges of their own; empty where they can."""
