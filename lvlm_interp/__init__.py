@@ -22,6 +22,7 @@ _PUBLIC = {
     "collect": "lvlm_interp.activations.memory:collect",
     "evaluation": "lvlm_interp.evaluation",
     "extract": "lvlm_interp.activations.extract:extract",
+    "jobs": "lvlm_interp.jobs",
     "lens": "lvlm_interp.lens",
     "load_examples": "lvlm_interp.data.sources:load_examples",
     "load_model": "lvlm_interp.models.loading:load_model",

@@ -41,7 +41,7 @@ def main() -> int:
     try:
         study = li.probing.load_study(options.config, changes(options.changes))
         study.check(li.load_examples(study.data))
-        engine = li.probing.ray_engine(options.address) if options.engine == "ray" else None
+        engine = li.jobs.on_ray(options.address) if options.engine == "ray" else None
         print(f"{study.name}: {study.question}\ncontrol: {study.control}\nanswer: {study.answer}")
         for model in study.models:
             folder = folder_of(options.results / study.name, model, study.models)

@@ -47,8 +47,8 @@ def extract(
         need = "--data" if data is None else "--out"
         raise UsageError(f"extract needs {need}: lvlm-interp extract MODEL --data D --out STORE.")
     from lvlm_interp.activations.extract import extract as run
-    from lvlm_interp.activations.ray_engine import ray_engine
     from lvlm_interp.data.sources import load_examples
+    from lvlm_interp.jobs import on_ray
     from lvlm_interp.models.loading import load_model
 
     skipped: list[DataError] = []
@@ -64,7 +64,7 @@ def extract(
         missing=missing,
         resume=resume,
         append=append,
-        engine=ray_engine(address, workers=workers) if engine == "ray" else None,
+        engine=on_ray(address, workers=workers) if engine == "ray" else None,
         name=data,
     )
     for error in skipped:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from lvlm_interp import jobs
 from lvlm_interp.activations.arrays import SiteGroup
 from lvlm_interp.activations.forward import Chunk, Runner
 from lvlm_interp.activations.gather import Missing
@@ -22,20 +21,19 @@ from lvlm_interp.activations.store import Store, open_store
 from lvlm_interp.activations.units import is_whole, write_unit
 from lvlm_interp.data.examples import ContrastPair, Example
 from lvlm_interp.data.sources import data_hash, load_examples
-from lvlm_interp.errors import DataError, StoreError, UsageError
+from lvlm_interp.errors import DataError, ModelError, StoreError, UsageError
+from lvlm_interp.models.identity import weight_hash
+from lvlm_interp.models.loading import load_model
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.sites import Site
 
-__all__ = ["Job", "extract"]
+__all__ = ["Extraction", "extract"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCH = 32
 
-Engine = Callable[["Job", Sequence[int]], None]
-"""Does the units that are left."""
 
-
-class Job:
+class Extraction(jobs.Job):
     """One part of a store that is being written.
 
     Attributes:
@@ -43,6 +41,8 @@ class Job:
         examples: All of the part.
         model: The model, or None where the engine's workers load it.
     """
+
+    label = "extract"
 
     def __init__(
         self,
@@ -54,11 +54,20 @@ class Job:
     ) -> None:
         self.folder, self.manifest, self.part = folder, manifest, part
         self.examples, self.model = examples, model
+        self._runner: Runner | None = None
 
-    def runner(self, model: LVLM) -> Runner:
-        """What computes units."""
-        return Runner(
-            model,
+    def start(self, threads: int | None = None) -> None:
+        """Make ready to run forwards; loads the model where there is none.
+
+        Raises:
+            ModelError: The model that is loaded has other weights than the manifest's.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if self.model is None:
+            self.model = self._loaded()
+        self._runner = Runner(
+            self.model,
             [Site.parse(name) for name in self.manifest.sites],
             parse_roles(self.manifest.positions),
             batch_size=self.manifest.batch_size,
@@ -66,19 +75,38 @@ class Job:
             missing="nan" if self.manifest.missing == "nan" else "raise",
         )
 
-    def unit_examples(self, unit: int) -> list[Example]:
-        """Examples of a unit."""
-        return [self.examples[index] for index in self.part.examples(unit)]
+    def _loaded(self) -> LVLM:
+        name = self.manifest.model["name"]
+        model = load_model(name, dtype=self.manifest.model["dtype"], selfcheck=False)
+        if weight_hash(model) != self.manifest.model["weight_hash"]:
+            raise ModelError(
+                f"A worker loaded {name!r} and got other weights than the manifest's: give a path "
+                "or revision that is the same on all machines."
+            )
+        return model
 
-    def write(self, unit: int, chunk: Chunk) -> None:
+    def payload(self, key: int) -> list[Example]:
+        """Examples of a unit."""
+        return [self.examples[index] for index in self.part.examples(key)]
+
+    def compute(self, key: int, payload: Sequence[Example]) -> Chunk:
+        """Activations of a unit's examples."""
+        assert self._runner is not None, "the engine starts the job"
+        return self._runner.run(payload)
+
+    def write(self, key: int, result: Chunk) -> None:
         """Write what was computed for one unit."""
         groups = SiteGroup.of([Site.parse(name) for name in self.manifest.sites])
-        write_unit(self.folder, self.part, unit, chunk, groups, self.manifest.dtype)
+        write_unit(self.folder, self.part, key, result, groups, self.manifest.dtype)
 
     @property
     def undone(self) -> list[int]:
         """Units without a marker, or with a file that is missing or cut short."""
         return [u for u in self.part.units if not is_whole(self.folder, self.part, u)]
+
+    def bare(self) -> Extraction:
+        """The job as workers elsewhere get it."""
+        return Extraction(self.folder.resolve(), self.manifest, self.part, (), None)
 
 
 def extract(
@@ -93,7 +121,7 @@ def extract(
     missing: Missing = "raise",
     resume: bool = False,
     append: bool = False,
-    engine: Engine | None = None,
+    engine: jobs.Engine | None = None,
     name: str | None = None,
     progress: bool = True,
 ) -> Store:
@@ -110,7 +138,7 @@ def extract(
         missing: What a role does that an example lacks: `raise`, or `nan`.
         resume: Finish what is there; starts afresh where nothing is.
         append: Add the examples to a store that is finished.
-        engine: Does the units; here and now by default, see `ray_engine`.
+        engine: Does the units; here and now by default, see `jobs.on_ray`.
         name: What to call the data in the manifest; the source, where one is given.
         progress: Show a bar.
 
@@ -136,28 +164,10 @@ def extract(
     )
     name = name or (data if isinstance(data, str) else None)
     manifest, part = _part(old, wanted, folder, examples, name, append)
-    job = Job(folder, manifest, part, examples, model)
-    (engine or _here(progress))(job, job.undone)
-    _sweep_up(folder, manifest.parts)
+    job = Extraction(folder, manifest, part, examples, model)
+    (engine or jobs.here(progress=progress))(job, job.undone)
+    jobs.sweep_up(folder, _leftovers(manifest.parts))
     return open_store(folder)
-
-
-def _here(progress: bool) -> Engine:
-    def run(job: Job, units: Sequence[int]) -> None:
-        assert job.model is not None
-        runner, writing = job.runner(job.model), None
-        # Disk and hashes wait without the interpreter's lock, so a unit is written while the next
-        # one is computed; never more than one waits, so memory does not grow.
-        with ThreadPoolExecutor(1) as writer:
-            for unit in tqdm(units, desc="extract", unit="unit", disable=not progress):
-                chunk = runner.run(job.unit_examples(unit))
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(job.write, unit, chunk)
-            if writing is not None:
-                writing.result()
-
-    return run
 
 
 def _existing(folder: Path, may_exist: bool) -> Manifest | None:
@@ -237,13 +247,10 @@ def _dtype_name(dtype: str | torch.dtype) -> str:
     return name
 
 
-def _sweep_up(folder: Path, parts: Iterable[Part]) -> None:
-    """Remove what killed writers left: temporaries of ours and of tensorstore, no other file."""
-    leftovers = [*folder.glob(".manifest-*.json")]
+def _leftovers(parts: Iterable[Part]) -> list[str]:
+    """Globs of what killed writers leave: temporaries of ours and of tensorstore, no other file."""
+    found = [".manifest-*.json"]
     for part in parts:
-        root = folder / part.name
-        leftovers += [*root.glob("units/.[0-9]*-*.json*"), *root.glob("units/.[0-9]*-*.parquet")]
-        leftovers += root.rglob("*.__lock")
-    for path in leftovers:
-        if path.is_file():
-            path.unlink(missing_ok=True)
+        units = f"{part.name}/units/.[0-9]*-*"
+        found += [f"{units}.json*", f"{units}.parquet", f"{part.name}/**/*.__lock"]
+    return found

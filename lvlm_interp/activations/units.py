@@ -20,7 +20,8 @@ from lvlm_interp.activations.arrays import SiteGroup, create, shard_files
 from lvlm_interp.activations.forward import Chunk
 from lvlm_interp.activations.manifest import Part
 from lvlm_interp.errors import StoreError
-from lvlm_interp.files import atomic_path, atomic_write, sha256_file
+from lvlm_interp.files import atomic_path, atomic_write
+from lvlm_interp.jobs import markers
 
 __all__ = ["is_done", "is_whole", "marker_of", "read_marker", "read_rows", "write_unit"]
 
@@ -34,10 +35,7 @@ def is_done(folder: Path, part: Part, unit: int) -> bool:
 
 def is_whole(folder: Path, part: Part, unit: int) -> bool:
     """Whether a unit has its marker and all its files, of the right size."""
-    if not is_done(folder, part, unit):
-        return False
-    files = read_marker(folder, part, unit)["files"]
-    return all(_size(folder / name) == size for name, (size, _) in files.items())
+    return markers.is_whole(marker_of(folder, part, unit), folder)
 
 
 def marker_of(folder: Path, part: Part, unit: int) -> Path:
@@ -51,21 +49,12 @@ def read_marker(folder: Path, part: Part, unit: int) -> dict[str, Any]:
     Raises:
         StoreError: The unit is not finished, or its marker is damaged.
     """
-    path = marker_of(folder, part, unit)
     try:
-        marker = json.loads(path.read_text())
-        # Files are checked, and deleted for repair, by these names: none may lead out of the store.
-        if any(_leads_out(name) for name in marker["files"]):
-            raise ValueError("a name leads out of the store")
-        return marker
-    except FileNotFoundError:
+        return markers.read_marker(marker_of(folder, part, unit))
+    except StoreError as error:
         raise StoreError(
-            f"{folder}: unit {unit} of part {part.name} is not finished ({path.name} is missing); "
-            "finish the store with resume."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is damaged; delete it and finish the store with resume."
+            f"{folder}: unit {unit} of part {part.name} cannot be read ({error}); finish the store "
+            "with resume."
         ) from error
 
 
@@ -97,14 +86,8 @@ def write_unit(
     with atomic_path(maps) as temporary:
         pq.write_table(_token_table(chunk.token_maps), temporary)
     files.append(maps)
-    marker = {
-        "files": {
-            path.relative_to(folder).as_posix(): [path.stat().st_size, sha256_file(path)]
-            for path in files
-        },
-        "counts": {f"{tower}/{role}": n.tolist() for (tower, role), n in chunk.counts.items()},
-    }
-    atomic_write(marker_of(folder, part, unit), json.dumps(marker, sort_keys=True) + "\n")
+    counts = {f"{tower}/{role}": n.tolist() for (tower, role), n in chunk.counts.items()}
+    markers.write_marker(marker_of(folder, part, unit), folder, files, {"counts": counts})
 
 
 def _token_table(maps: Sequence[Mapping[str, np.ndarray]]) -> pa.Table:
@@ -158,14 +141,6 @@ def _write_every(
         array.write(np.ascontiguousarray(values)).result()
         yield path / "zarr.json"
         yield file
-
-
-def _leads_out(name: str) -> bool:
-    return Path(name).is_absolute() or ".." in Path(name).parts
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
 
 
 def _remove(files: list[Path]) -> None:

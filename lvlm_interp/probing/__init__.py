@@ -1,6 +1,5 @@
 """Linear probes on activations: what is there, where it is lost, and whether the model uses it."""
 
-from lvlm_interp.activations.ray_engine import ray_engine
 from lvlm_interp.probing.baselines import pixels, untrained, untrained_model
 from lvlm_interp.probing.directions import CausalEffect, Direction, causal_effect
 from lvlm_interp.probing.estimators import (
@@ -34,7 +33,6 @@ __all__ = [
     "known_but_not_said",
     "load_study",
     "pixels",
-    "ray_engine",
     "run_study",
     "sweep",
     "untrained",

@@ -18,7 +18,7 @@ WHAT = {"sites": "vision.*.resid_post,text.*.z", "positions": "object,image_all"
 
 def test_nothing_of_ray_is_imported_without_it():
     code = (
-        "import lvlm_interp.activations.ray_engine, lvlm_interp.activations.extract, sys;"
+        "import lvlm_interp.jobs, lvlm_interp.activations.extract, sys;"
         "assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -28,7 +28,9 @@ def test_nothing_of_ray_is_imported_without_it():
 @pytest.mark.filterwarnings("ignore")
 def test_two_workers_give_the_same_bits_even_when_one_is_killed(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    from lvlm_interp.activations import ray_engine as module
+    from lvlm_interp.jobs import on_ray as engine_of
+
+    module = sys.modules[engine_of.__module__]
 
     folder = tmp_path / "model"
     build_model(SIZES, 0).save_pretrained(folder)
@@ -41,18 +43,18 @@ def test_two_workers_give_the_same_bits_even_when_one_is_killed(tmp_path, monkey
     killed = []
     real = module._drive
 
-    def drive(ray, crew, job, waiting, progress):
+    def drive(ray, crew, job, waiting, progress, on_error):
         references = {}
         victim = crew[0]
         pid = ray.get(victim.process.remote())
-        references[victim.do.remote(waiting[0], job.unit_examples(waiting[0]))] = victim
+        references[victim.do.remote(waiting[0], job.payload(waiting[0]))] = victim
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
-        real(ray, crew, job, waiting, progress)
+        real(ray, crew, job, waiting, progress, on_error)
 
     monkeypatch.setattr(module, "_drive", drive)
     try:
-        engine = module.ray_engine(workers=2, progress=False)
+        engine = engine_of(workers=2, progress=False)
         extract(model, data, **WHAT, out=tmp_path / "two", engine=engine, progress=False)
     finally:
         ray.shutdown()

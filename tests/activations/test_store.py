@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lvlm_interp.activations.extract import Job, extract
+from lvlm_interp.activations.extract import Extraction, extract
 from lvlm_interp.activations.memory import collect
 from lvlm_interp.activations.store import open_store, verify_store
 from lvlm_interp.data.sources import load_examples
@@ -110,13 +110,13 @@ def test_an_interrupted_run_is_finished_bit_by_bit(model, data, whole, tmp_path,
             raise KeyboardInterrupt
         return original(self, unit, chunk)
 
-    original = Job.write
-    monkeypatch.setattr(Job, "write", stop)
+    original = Extraction.write
+    monkeypatch.setattr(Extraction, "write", stop)
     with pytest.raises(KeyboardInterrupt):
         extract(model, data, **WHAT, out=out, progress=False)
     with pytest.raises(StoreError, match=r"is not finished: 1 of 2 units"):
         open_store(out)
-    monkeypatch.setattr(Job, "write", original)
+    monkeypatch.setattr(Extraction, "write", original)
     with pytest.raises(StoreError, match="holds a store already"):
         extract(model, data, **WHAT, out=out, progress=False)
     (out / "000" / "units" / ".000001-abcd1234.jsonl").write_text("left by a kill")
