@@ -6,15 +6,15 @@ images or none are answered the same way. Positions are indices into that row, p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.spans import Spans, Written, spans_of, words_pattern
 
 KINDS = ("pad", "special", "text", "image", "separator", "query")
 """`separator`: a row or tile mark inside an image span; `query`: a learned query, class or register
@@ -25,6 +25,7 @@ ROLES = (
     "other_object",
     "other_image",
     "background",
+    "image",
     "image_all",
     "image_mean",
     "question",
@@ -84,6 +85,7 @@ class TokenMap:
         towers: By tower, the positions of this row there that are behind each position of the
             prompt, `NONE` where there are no more; shape `pos part`.
         lengths: By tower, how many positions the row's images have there.
+        written: The text that the row was made of, where that is known.
     """
 
     ids: np.ndarray
@@ -98,6 +100,7 @@ class TokenMap:
     notes: tuple[str, ...] = ()
     towers: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
     lengths: Mapping[str, int] = field(default_factory=dict, repr=False)
+    written: Written | None = None
 
     @classmethod
     def build(
@@ -110,6 +113,7 @@ class TokenMap:
         special_ids: Sequence[int] = (),
         tokenizer: object | None = None,
         prompt: str | None = None,
+        written: Written | None = None,
     ) -> TokenMap:
         """Lay the images' tokens over the placeholders of one sequence.
 
@@ -141,7 +145,7 @@ class TokenMap:
         notes = tuple(layout.note for layout in layouts if layout.note)
         behind = _behind(n, layouts, places)
         lengths = {name: sum(layout.lengths[name] for layout in layouts) for name in behind}
-        about = (tokenizer, prompt, notes, behind, lengths)
+        about = (tokenizer, prompt, notes, behind, lengths, written)
         return cls(ids, kind, image_index, row, col, tile, box, *about)
 
     def __len__(self) -> int:
@@ -192,7 +196,7 @@ class TokenMap:
         """
         if word is None:
             return np.flatnonzero(self.kind == "text")
-        found = self._find(word)
+        found = self._spans(word)
         if not found:
             raise InputError(f"The word {word!r} is not in the prompt {self.decoded!r}.")
         if occurrence is None:
@@ -265,8 +269,8 @@ class TokenMap:
         Args:
             role: `object`, `other_object` (tokens meeting that box of `boxes`), `background` (image
                 tokens that meet no box), `other_image` (image tokens outside the object),
-                `image_all`, `question` (the user's words), `answer` and `last` (where the answer is
-                predicted), `all`, or `text:WORD`.
+                `image` or `image_all`, `question` (the user's words), `answer` and `last` (where
+                the answer is predicted), `all`, or `text:WORD`.
             boxes: Pixel boxes by name, as in `Example.boxes`.
 
         Raises:
@@ -280,7 +284,7 @@ class TokenMap:
         if role == "background":
             hit = [self.within(box) for box in boxes.values()]
             return np.setdiff1d(self.image, np.concatenate(hit) if hit else [])
-        if role in ("image_all", "image_mean"):
+        if role in ("image", "image_all", "image_mean"):
             return self.image
         if role == "question":
             return self.question
@@ -300,46 +304,69 @@ class TokenMap:
 
     @property
     def question(self) -> np.ndarray:
-        """Positions of the user's prompt, without template and special tokens."""
-        if not self.prompt:
-            return self.text()
-        try:
-            return self._spans(self.prompt)[-1]
-        except IndexError:
-            return self.text()
+        """Positions of the user's prompt, without template and special tokens.
+
+        Raises:
+            InputError: The prompt is not known, or the template changed its words.
+        """
+        if self.written is not None and self.written.start >= 0:
+            _, at, spans = self._spelled[0]
+            found = at[spans.meet(self.written.start, self.written.end)]
+        elif self.prompt:
+            stretches = self._spans(self.prompt)
+            found = stretches[-1] if stretches else np.array([], int)
+        else:
+            raise InputError(
+                "Which words are the question is not known, since the inputs were given as "
+                "tensors: use model.prepare(), or the role 'text:WORD'."
+            )
+        if len(found) == 0:
+            raise InputError(
+                f"The words of the prompt {self.prompt!r} cannot be found in what the model reads, "
+                f"{self.decoded!r}: its template changes them."
+            )
+        return found
 
     @cached_property
-    def _runs(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """Runs of text: string, positions, and end offset of each position in the string."""
+    def _spelled(self) -> list[tuple[str, np.ndarray, Spans]]:
+        """Texts with the positions of their tokens, and the characters of each.
+
+        The whole row is one text where it is known what was written; else each run of tokens is.
+        """
         keep = np.flatnonzero(self.kind == "text")
-        runs = []
-        for at in np.split(keep, np.flatnonzero(np.diff(keep) > 1) + 1):
-            if len(at) == 0:
-                continue
-            if self.tokenizer is None:
-                raise InputError("Words need a tokenizer: wrap the model with its processor.")
-            text, ends = _decoded(self.tokenizer, tuple(self.ids[at].tolist()))
-            runs.append((text, at, ends))
-        return runs
+        if self.tokenizer is None and len(keep):
+            raise InputError("Words need a tokenizer: wrap the model with its processor.")
+        if self.written is not None:
+            runs, text = [keep], self.written.text
+        else:
+            runs, text = np.split(keep, np.flatnonzero(np.diff(keep) > 1) + 1), None
+        found = []
+        for at in runs:
+            if len(at):
+                spans = spans_of(self.tokenizer, tuple(self.ids[at].tolist()), text)
+                found.append((spans.text, at, spans))
+        return found
 
     @property
     def decoded(self) -> str:
         """The text of the row as the model sees it, its runs joined by the mark of an image."""
-        return " <image> ".join(text.strip() for text, _, _ in self._runs)
+        parts = []
+        for text, at, spans in self._spelled:
+            for run in np.split(np.arange(len(at)), np.flatnonzero(np.diff(at) > 1) + 1):
+                if len(run):
+                    parts.append(text[spans.starts[run].min() : spans.ends[run].max()].strip())
+        return " <image> ".join(parts)
 
-    def _find(self, word: str) -> list[np.ndarray]:
-        return self._spans(word, r"(?<!\w)", r"(?!\w)")
-
-    def _spans(self, words: str, before: str = "", after: str = "") -> list[np.ndarray]:
-        # Tokenizers move white space about (and split marks off words), so any run of it matches.
-        parts = [re.escape(part) for part in re.findall(r"\w+|[^\w\s]", words)]
-        pattern = re.compile(before + r"\s*".join(parts) + after, re.IGNORECASE)
-        found = []
-        for text, at, ends in self._runs:
-            starts = np.concatenate([[0], ends[:-1]])
+    def _spans(self, words: str) -> list[np.ndarray]:
+        if not words.strip():
+            return []
+        pattern, found = words_pattern(words), []
+        for text, at, spans in self._spelled:
             for match in pattern.finditer(text):
-                hit = (starts < match.end()) & (ends > match.start())
-                found.append(at[hit])
+                hit = at[spans.meet(*match.span())]
+                # What only marks of images or of turns spell is no word of the text.
+                if len(hit):
+                    found.append(hit)
         return found
 
     def __repr__(self) -> str:
@@ -362,19 +389,3 @@ def _behind(
             towers[tower][at, : part.shape[1]] = np.where(part == NONE, NONE, part + first)
             first += layout.lengths[tower]
     return towers
-
-
-@lru_cache(maxsize=1024)
-def _decoded(tokenizer: object, ids: tuple[int, ...]) -> tuple[str, np.ndarray]:
-    """A run of text tokens as a string, and the end of each token in it.
-
-    Kept, since the rows of a data set share their template and often their question, and a prompt
-    of n tokens takes n calls of the tokenizer.
-    """
-    decode = tokenizer.decode  # pyright: ignore[reportAttributeAccessIssue]
-    grown = [
-        decode(list(ids[: i + 1]), clean_up_tokenization_spaces=False) for i in range(len(ids))
-    ]
-    ends = np.array([len(text) for text in grown])
-    ends.setflags(write=False)
-    return grown[-1], ends

@@ -56,8 +56,8 @@ class Role:
             return cls(name, name, True)
         if name == "image_mean":
             return cls(name, "image_all", True)
-        if name in ("image_all", "all"):
-            return cls(name, name, False)
+        if name in ("image", "image_all", "all"):
+            return cls(name, "image_all" if name == "image" else name, False)
         known = [*(role for role in ROLES if not role.startswith(_WORD)), "edited", CAPTION]
         base = name.removesuffix(_EVERY)
         if base in known and base != "image_mean":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.family import Family, ImageContext
+from lvlm_interp.spans import Written
 from lvlm_interp.tokens import ImageLayout, TokenMap
 
 
@@ -48,7 +49,7 @@ def token_maps(
     processor: Any,
     tensors: Mapping[str, Any],
     sizes: Sequence[Sequence[tuple[int, int]]] | None,
-    prompts: Sequence[str | None],
+    prompts: Sequence[Written | None],
 ) -> tuple[TokenMap, ...]:
     """One map per row of a batch.
 
@@ -58,7 +59,7 @@ def token_maps(
         processor: Of the model, or None.
         tensors: The model's inputs.
         sizes: (width, height) of each image of each row; None when unknown.
-        prompts: The user's words of each row.
+        prompts: The text of each row and where the user's words stand in it; None when unknown.
     """
     ids = tensors["input_ids"].cpu().numpy()
     mask = tensors.get("attention_mask")
@@ -82,7 +83,8 @@ def token_maps(
                 attention_mask=None if mask is None else mask[row].cpu().numpy(),
                 special_ids=_special_ids(tokenizer),
                 tokenizer=tokenizer,
-                prompt=prompts[row],
+                prompt=None if (written := prompts[row]) is None else written.words,
+                written=written,
             )
         )
     return tuple(maps)

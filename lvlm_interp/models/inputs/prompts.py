@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.inputs.images import images_of, open_image
+from lvlm_interp.spans import Written
 
 Sizes = list[list[tuple[int, int]]]
+
+_PROBE = "QZ7JXWORDS"
+"""Stands for a prompt or a reply to learn where a template puts it; no template says it itself."""
 
 
 def build_batch(
     processor: Any, rows: list[Any], padding_side: str
-) -> tuple[dict[str, Any], Sizes, list[str]]:
-    """Tensors of a batch, the size of every image, and the user's words of each row.
+) -> tuple[dict[str, Any], Sizes, list[Written]]:
+    """Tensors of a batch, the size of every image, and what was written in each row.
 
     Raises:
         InputError: There is no processor, or an image cannot be opened.
@@ -46,7 +51,11 @@ def build_batch(
     tensors = _right_padded(dict(tensors), "qformer_input_ids", "qformer_attention_mask")
     sizes = [[image.size for image in row] for row in images]
     # Some processors add labels for training, which would make the model compute a loss.
-    return {name: value for name, value in tensors.items() if name != "labels"}, sizes, prompts
+    tensors = {name: value for name, value in tensors.items() if name != "labels"}
+    written = [
+        _written(processor, prompt, len(images[i]), texts[i]) for i, prompt in enumerate(prompts)
+    ]
+    return tensors, sizes, written
 
 
 def _right_padded(tensors: dict[str, Any], ids: str, mask: str) -> dict[str, Any]:
@@ -74,13 +83,34 @@ def render(processor: Any, prompt: str, n_images: int, answer: str | None = None
 
 
 def render_begun(processor: Any, prompt: str, n_images: int, reply: str) -> str:
-    """The text up to where the model goes on with a reply that it has begun."""
+    """The text up to where the model goes on with a reply that it has begun.
+
+    The template is asked where it puts a reply, by one that occurs nowhere else: a short reply may
+    well be part of the words behind it.
+    """
     if not reply:
         return render(processor, prompt, n_images)
-    whole = render(processor, prompt, n_images, reply)
-    if reply not in whole:
+    before, found, _ = render(processor, prompt, n_images, _PROBE).partition(_PROBE)
+    if not found:
         raise InputError(f"The model's chat template does not keep the begun reply {reply!r}.")
-    return whole[: whole.rindex(reply) + len(reply)]
+    return before + reply
+
+
+def _written(processor: Any, prompt: str, n_images: int, text: str) -> Written:
+    """Where a prompt stands in its rendered text."""
+    words = prompt.strip()
+    before = _before(processor, str(getattr(processor, "chat_template", None)), n_images)
+    start = len(before) + len(prompt) - len(prompt.lstrip())
+    if not text.startswith(words, start):
+        # A template that looks at the words, or trims them.
+        start = text.find(words, len(before)) if text.startswith(before) else text.rfind(words)
+    return Written(prompt, text, start, start + len(words) if start >= 0 else -1)
+
+
+@lru_cache(maxsize=64)
+def _before(processor: Any, _template: str, n_images: int) -> str:
+    """What a template puts before a prompt."""
+    return render(processor, _PROBE, n_images).partition(_PROBE)[0]
 
 
 def answer_id(processor: Any, answer: str, reply: str = "") -> int:
