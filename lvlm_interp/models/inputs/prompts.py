@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from PIL import Image
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.inputs.images import images_of, open_image
@@ -90,10 +93,15 @@ def render_begun(processor: Any, prompt: str, n_images: int, reply: str) -> str:
     """
     if not reply:
         return render(processor, prompt, n_images)
+    return _before_reply(processor, prompt, n_images) + reply
+
+
+def _before_reply(processor: Any, prompt: str, n_images: int) -> str:
+    """The text up to where a reply begins."""
     before, found, _ = render(processor, prompt, n_images, _PROBE).partition(_PROBE)
     if not found:
-        raise InputError(f"The model's chat template does not keep the begun reply {reply!r}.")
-    return before + reply
+        raise InputError("The model's chat template does not keep a begun reply.")
+    return before
 
 
 def _written(processor: Any, prompt: str, n_images: int, text: str) -> Written:
@@ -114,7 +122,11 @@ def _before(processor: Any, _template: str, n_images: int) -> str:
 
 
 def answer_id(processor: Any, answer: str, reply: str = "") -> int:
-    """Id of the first token with which the template continues into an answer.
+    """Id of the token that goes on from the prompt into an answer.
+
+    The prompt is tokenised as the processor does it, and its tokens stay as they are: the answer's
+    begin behind them, with a blank where the template has one and the prompt does not end in one. A
+    thought that a template puts before answers is left out.
 
     Args:
         processor: Of the model.
@@ -125,18 +137,55 @@ def answer_id(processor: Any, answer: str, reply: str = "") -> int:
         InputError: The tokenizer does not know the word.
     """
     tokenizer = processor.tokenizer
-    prompt = render_begun(processor, "is it", 0, reply)
-    whole = render_begun(processor, "is it", 0, f"{reply} {answer}" if reply else answer)
+    prompt = _as_read(processor, render_begun(processor, "is it", 0, reply))
     special = not _starts_with_bos(processor, prompt)
     before = tokenizer(prompt, add_special_tokens=special).input_ids
-    after = tokenizer(whole, add_special_tokens=special).input_ids
-    start = next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(before)
-    )
-    token = after[start] if start < len(after) else tokenizer.unk_token_id
-    if token == tokenizer.unk_token_id:
+    text = prompt + _between(processor, prompt, reply) + answer
+    after = tokenizer(text, add_special_tokens=special).input_ids
+    if after[: len(before)] == before and len(after) > len(before):
+        token = after[len(before)]
+    else:
+        token = _without_blank(tokenizer, answer)
+    if token is None or token == tokenizer.unk_token_id:
         raise InputError(f"The model's tokenizer has no token for the answer {answer!r}.")
     return token
+
+
+def _between(processor: Any, prompt: str, reply: str) -> str:
+    """What stands between the prompt and an answer."""
+    if prompt[-1:].isspace():
+        return ""
+    if reply or not getattr(processor, "chat_template", None):
+        return " "
+    gap = _before_reply(processor, "is it", 0).removeprefix(prompt)
+    if not gap.strip():
+        return gap
+    return "" if prompt.endswith(tuple(processor.tokenizer.all_special_tokens)) else " "
+
+
+def _without_blank(tokenizer: Any, answer: str) -> int | None:
+    """First token of a word that goes on a line, whatever a tokenizer puts before single words."""
+    for anchor in ("\n", ":", "="):
+        before = tokenizer(anchor, add_special_tokens=False).input_ids
+        after = tokenizer(anchor + answer, add_special_tokens=False).input_ids
+        if after[: len(before)] == before and len(after) > len(before):
+            return after[len(before)]
+    return None
+
+
+_endings: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def _as_read(processor: Any, prompt: str) -> str:
+    """A prompt with the blank or newline that some processors without a template put behind it."""
+    if getattr(processor, "chat_template", None):
+        return prompt
+    if processor not in _endings:
+        blank = Image.new("RGB", (32, 32))
+        ids = processor(text=["is it"], images=[blank], return_tensors="pt")["input_ids"][0]
+        ending = processor.tokenizer.decode(ids[-1:])
+        _endings[processor] = ending if ending.isspace() else ""
+    return prompt + _endings[processor]
 
 
 def _image(row: Any) -> Any:
