@@ -109,8 +109,10 @@ class ResultTable:
     def select(self, **columns: Any) -> ResultTable:
         """The rows whose columns equal the given values; a list, tuple or set means any of them.
 
+        A number may be given as text.
+
         Raises:
-            UsageError: No such column.
+            UsageError: No such column, or a value that the column cannot hold.
         """
         keep = np.ones(len(self.frame), dtype=bool)
         for name, wanted in columns.items():
@@ -120,6 +122,8 @@ class ResultTable:
             )
             if name in COLUMNS and name not in (*_INTEGER_COLUMNS, "value"):
                 options = [option if option is None else str(option) for option in options]
+            elif pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+                options = [_number(name, option) for option in options]
             keep &= column.isin(options).to_numpy()
         return ResultTable(self.frame[keep], self.provenance)
 
@@ -305,6 +309,16 @@ def register_display(result_type: type, function: Display) -> None:
             f"{result_type.__name__} has a display already: {known.__module__}.{known.__qualname__}"
         )
     _displays[result_type] = function
+
+
+def _number(name: str, value: Any) -> Any:
+    """A value of a column of numbers, also where it was given as text."""
+    if value is None or not isinstance(value, str):
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UsageError(f"The column {name!r} holds numbers, not {value!r}.") from error
 
 
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:

@@ -127,6 +127,10 @@ def test_select_knows_lists_and_identifiers():
     assert len(table.select(layer=1, example=[3, 4])) == 2
     assert len(table.select(level="attribute")) == 0
     assert table.select(layer=1).provenance == table.provenance
+    assert len(table.select(layer="1")) == len(table.select(layer=1)) > 0
+    assert len(table.select(layer=["1", 0])) == len(table.select(layer=[1, 0]))
+    with pytest.raises(UsageError, match="'layer' holds numbers, not 'first'"):
+        table.select(layer="first")
 
 
 def test_bad_columns_are_refused():

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -14,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.models import attention
+from lvlm_interp.models import attention, generation
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.family import Family, TowerShape, shape_of
+from lvlm_interp.models.generation import decoder_of, noted_runs
 from lvlm_interp.models.hooks import ATTENTION_PARTS, EDIT, READ, Tap
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.inputs.maps import check, token_maps
+from lvlm_interp.models.inputs.maps import check, required_inputs, token_maps
 from lvlm_interp.models.inputs.prompts import answer_id, build_batch
 from lvlm_interp.models.inputs.rows import RowsByTower
 from lvlm_interp.models.maps.unembedding import Unembedding
@@ -54,6 +54,7 @@ class LVLM:
         self._runs = runs_of(hf)
         self._board = self._runs.board
         self._selected: dict[Any, list[Site]] = {}
+        self._required = required_inputs(hf)
         self._attention = attention.implementation(packed_modules(hf, family))
 
     # -- what the model is ---------------------------------------------------------------------
@@ -157,7 +158,7 @@ class LVLM:
         if not rows:
             raise InputError("There is nothing to prepare: the list of examples is empty.")
         tensors, sizes, prompts = build_batch(self.processor, rows, padding_side)
-        check(self.family, self.config, tensors)
+        check(self.family, self.config, tensors, self._required)
         maps = token_maps(self.family, self.config, self.processor, tensors, sizes, prompts)
         made = Inputs(tensors, maps, tuple(rows), self._rows_of)
         return made.to(self.device, self.dtype)
@@ -171,7 +172,7 @@ class LVLM:
         Raises:
             InputError: The tensors would run without their image, or do not fit each other.
         """
-        check(self.family, self.config, inputs)
+        check(self.family, self.config, inputs, self._required)
         if isinstance(inputs, Inputs):
             return inputs if inputs.rows_of else replace(inputs, rows_of=self._rows_of)
         tensors = dict(inputs)
@@ -307,7 +308,9 @@ class LVLM:
             for pattern, function in edits.items()
             for site in self.sites(pattern)
         }
-        with self._connected(visitors, EDIT), _counting(self.hf, self._board) as runs:
+        runs: list[None] = []
+        noted = noted_runs(self, decoder_of(self), lambda: runs.append(None))
+        with self._connected(visitors, EDIT), noted:
             yield self
         if runs and (missed := set(visitors) - reached):
             names = ", ".join(str(site) for site in sorted(missed, key=str))
@@ -332,7 +335,6 @@ class LVLM:
                 stack.enter_context(self._runs.opened(self._attention))
             yield
 
-    @torch.no_grad()
     def generate(
         self,
         inputs: Inputs | Mapping[str, Any],
@@ -340,22 +342,50 @@ class LVLM:
         edits: Mapping[str | Site, Edit] | None = None,
         max_new_tokens: int = 32,
         **kwargs: Any,
-    ) -> list[str] | Tensor:
+    ) -> Any:
         """Greedy continuation of each row, with edits in the prompt pass and in every step.
 
-        In a step each site holds one position. Rows must be padded on the left.
+        In a step each site holds one position.
+
+        Args:
+            inputs: Rows padded on the left.
+            edits: As in `edit`.
+            max_new_tokens: Bound on the length.
+            kwargs: For `generate` of transformers.
 
         Returns:
-            The new text of each row; token ids where the model has no processor.
+            The new text of each row; token ids where the model has no processor; the object of
+            transformers with `return_dict_in_generate=True`.
+
+        Raises:
+            InputError: A row is padded on the right.
         """
-        ready = self.as_inputs(inputs)
         options = {"do_sample": False, "max_new_tokens": max_new_tokens, **kwargs}
-        with self.edit(edits or {}), self._runs.running(), self._run.noting(ready):
-            out = self.hf.generate(**ready.tensors, **options)
-        new = out[:, ready["input_ids"].shape[1] :]
-        if self.processor is None:
-            return new
-        return self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        with self.edit(edits or {}):
+            return generation.generate(self, self.as_inputs(inputs), options)
+
+    def generate_with_cache(
+        self,
+        inputs: Inputs | Mapping[str, Any],
+        sites: str | Site | Iterable[str | Site] = "*.resid_post",
+        *,
+        keep: Keep | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, list[ActivationCache]]:
+        """What `generate` gives, and the activations of every forward it took.
+
+        The first cache is the prompt's. In cache i each site of the language model holds one
+        position, that of the i-th new token; `scores` and `pattern` have it as their one query.
+
+        Args:
+            inputs: Rows padded on the left.
+            sites: Names or globs.
+            keep: What to keep of each site's value; all of it by default.
+            kwargs: As in `generate`.
+        """
+        with generation.recorded_steps(self, sites, keep) as caches:
+            said = self.generate(inputs, **kwargs)
+        return said, caches
 
     # -- neighbours ------------------------------------------------------------------------------
 
@@ -381,23 +411,6 @@ class LVLM:
             for name, size in self.towers.items()
         )
         return f"LVLM({self.name!r}, {self.family.name}: {parts}, {self.dtype}, {self.device})"
-
-
-@contextmanager
-def _counting(hf: torch.nn.Module, board: Switchboard) -> Iterator[list[int]]:
-    """Notes the runs of this thread: an edit is no error where nothing ran."""
-    runs: list[int] = []
-
-    def note(_module: torch.nn.Module, _args: tuple) -> None:
-        if not board.is_silent:
-            runs.append(get_ident())
-
-    handle = hf.register_forward_pre_hook(note)
-    try:
-        yield runs
-    finally:
-        handle.remove()
-        runs[:] = [thread for thread in runs if thread == get_ident()]
 
 
 def _is_shared(tap: Tap) -> bool:

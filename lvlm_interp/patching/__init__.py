@@ -6,7 +6,7 @@ from lvlm_interp.patching.attribution import attribution_patch
 from lvlm_interp.patching.direct import DirectResult, direct_logit_attribution
 from lvlm_interp.patching.gradients import Integration
 from lvlm_interp.patching.heads import HeadMeans, head_edit, head_means
-from lvlm_interp.patching.knockout import KnockoutResult, attention_knockout
+from lvlm_interp.patching.knockout import KnockoutResult, attention_knockout, knocked_out
 from lvlm_interp.patching.paths import path_patch
 from lvlm_interp.patching.result import PatchResult
 
@@ -23,5 +23,6 @@ __all__ = [
     "direct_logit_attribution",
     "head_edit",
     "head_means",
+    "knocked_out",
     "path_patch",
 ]

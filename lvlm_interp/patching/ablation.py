@@ -82,7 +82,7 @@ def ablate(
             f"of {', '.join(get_args(Run))}."
         )
     chosen = model.sites(sites)
-    choice = Choice.make(positions, heads, neurons)
+    choice = Choice.make(positions, heads, neurons).over(chosen)
     # The run that is ablated is the one that would be patched.
     direction = "denoise" if run == "corrupt" else "noise"
     prepared = list(batches(model, pairs, batch_size))

@@ -75,7 +75,7 @@ def activation_patch(
     if direction not in get_args(Direction):
         raise UsageError(f"direction={direction!r}: expected 'denoise' or 'noise'.")
     chosen = model.sites(sites)
-    choice = Choice.make(positions, heads, neurons)
+    choice = Choice.make(positions, heads, neurons).over(chosen)
     writer = RowWriter(metric=name_of(metric), direction=direction)
     cost = 0.0
     prepared = list(batches(model, pairs, batch_size))

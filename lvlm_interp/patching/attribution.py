@@ -86,7 +86,7 @@ def attribution_patch(
     check_metric(metric)
     chosen = model.sites(sites)
     _check_options(chosen, direction, qk_fix, graddrop, integration)
-    choice = Choice.make(positions, heads, neurons)
+    choice = Choice.make(positions, heads, neurons).over(chosen)
     kind = "unsigned attribution" if graddrop else "attribution"
     writer, cost = RowWriter(name_of(metric), direction, kind), 0.0
     wanted = [*chosen, *(site for site in qk_sites(chosen) if qk_fix and site not in chosen)]

@@ -111,6 +111,23 @@ class Choice:
             _which("neurons", neurons),
         )
 
+    def over(self, sites: Sequence[Site]) -> Choice:
+        """This choice, once every head and neuron that it names is in a layer of these sites.
+
+        Raises:
+            UsageError: A head or neuron of another layer, which no patch would ever reach.
+        """
+        for name, wanted in (("head", self.heads), ("neuron", self.neurons)):
+            layers = {site.layer for site in sites if site.has_heads == (name == "head")}
+            lost = [] if isinstance(wanted, str) else [w for w in wanted if w[0] not in layers]
+            if lost:
+                has = ", ".join(str(layer) for layer in sorted(layers - {None})) or "none"
+                raise UsageError(
+                    f"There is no {name} {lost[0]} at the sites that were chosen: their layers "
+                    f"with {name}s are {has}, counted from 0."
+                )
+        return self
+
     def units(self, site: Site, count: int | None) -> list[int | None]:
         """Units of a site to patch one by one; [None] for the site as a whole.
 

@@ -7,18 +7,23 @@ implementation the model runs otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import InputError, UsageError
+from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.inputs.positions import role_positions
 from lvlm_interp.models.lvlm import LVLM, Edit
 from lvlm_interp.patching.batches import PairBatch, batches
+from lvlm_interp.patching.heads import check_heads
 from lvlm_interp.patching.metrics import Scorer
 from lvlm_interp.results import Result, ResultTable, provenance
 from lvlm_interp.sites import Site
@@ -129,6 +134,60 @@ def knockout_edits(
 
     name, edit = ("scores", on_scores) if renormalise else ("pattern", on_pattern)
     return {Site("text", layer, name): edit for layer in layers}
+
+
+@contextmanager
+def knocked_out(
+    model: LVLM,
+    inputs: Inputs,
+    read: str,
+    reader: str = "generated",
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> Iterator[LVLM]:
+    """While the context is open, some tokens read nothing from others, also while generating.
+
+    Args:
+        model: The model.
+        inputs: Whose rows are run (by `model(inputs)`, `model.generate(inputs)`) in the context.
+        read: Role of what is not read, as in `TokenMap.positions`.
+        reader: Role of who does not read it in the prompt; `generated` for the tokens that are
+            generated, with the prompt's last one, which gives the first of them.
+        layers: Layers in which it is cut; all by default.
+        heads: Heads in which it is cut; all by default.
+
+    Raises:
+        UsageError: A layer or head that there is not.
+        InputError: A row lacks a role.
+    """
+    layers = list(range(model.n_layers)) if layers is None else list(layers)
+    check_heads(model, [(layer, head) for layer in layers for head in heads or [0]])
+    generated = reader == "generated"
+    n = inputs["input_ids"].shape[1]
+    cut = torch.zeros(inputs.batch_size, n, n, dtype=torch.bool)
+    for row, tokens in enumerate(inputs.tokens):
+        keys = torch.as_tensor(role_positions(tokens, read))
+        queries = role_positions(tokens, "last" if generated else reader)
+        cut[row, torch.as_tensor(queries)[:, None], keys] = True
+        cut[row].fill_diagonal_(False)
+    later = torch.stack([row.any(0) for row in cut])
+
+    def on_scores(scores: torch.Tensor) -> torch.Tensor:
+        n_queries, n_keys = scores.shape[-2:]
+        if n_queries == n:
+            hidden = cut
+        elif generated:
+            hidden = later[:, None].expand(-1, n_queries, -1)
+        else:
+            return scores
+        hidden = pad(hidden, (0, n_keys - n)).to(scores.device)[:, None]
+        which = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+        which[slice(None) if heads is None else list(heads)] = True
+        return scores.masked_fill(hidden & which[:, None, None], torch.finfo(scores.dtype).min)
+
+    with model.edit({Site("text", layer, "scores"): on_scores for layer in layers}):
+        yield model
 
 
 def _cut_mask(batch: PairBatch, read: str, reader: str, n: int) -> torch.Tensor:

@@ -77,7 +77,7 @@ def path_patch(
         raise UsageError(f"direction={direction!r}: expected 'denoise' or 'noise'.")
     sending, receiving = model.sites(senders), model.sites(receivers)
     _check(model, sending, receiving, receiver_heads)
-    choice = Choice.make(positions, heads)
+    choice = Choice.make(positions, heads).over(sending)
     held = model.sites(["text.*.z", *(["text.*.mlp_out"] if freeze_mlps else [])])
     writer, cost = RowWriter(name_of(metric), direction), 0.0
     label = "->" + "+".join(map(str, receiving))

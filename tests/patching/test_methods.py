@@ -1,5 +1,7 @@
 """Ablation, head edits, knockout, path patching and direct attribution."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from lvlm_interp.patching import (
     ablate,
     activation_patch,
     attention_knockout,
+    attribution_patch,
     direct_logit_attribution,
     head_edit,
     head_means,
@@ -160,3 +163,13 @@ def test_direct_attribution_sums_to_the_logit_difference(name, per_head):
     assert frame[frame.site == "z"]["head"].nunique() == (4 if per_head else 0)
     other = frame[frame.site == "other"].value.abs().max()
     assert other < 1e-4 or name in ("mllama", "blip2", "instructblip")
+
+
+@pytest.mark.parametrize("method", [activation_patch, ablate, attribution_patch])
+@pytest.mark.parametrize("heads", [[(0, 1), (7, 0)], [(-1, 2)], [(7, 0)], [(0, 9)]])
+def test_a_head_that_there_is_not_is_named_beside_one_that_there_is(
+    method: Any, heads: Any
+) -> None:
+    model = wrap(zoo.build("llava"), processors.build("llava"), selfcheck=False)
+    with pytest.raises(UsageError, match="There is no head"):
+        method(model, make_pairs(1), heads=heads, progress=False)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.models.families.blocks import with_text
 from lvlm_interp.models.families.geometry import (
     made_of,
     random_pixels,
@@ -53,7 +54,7 @@ def detect(hf: Any) -> Family:
     projector = _first(hf, PROJECTORS, "a projector")
     image_token = _image_token(hf.config)
     count = _token_count(hf)
-    return Family(
+    found = Family(
         name=f"auto:{hf.config.model_type}",
         model_types=(hf.config.model_type,),
         towers=(
@@ -69,6 +70,7 @@ def detect(hf: Any) -> Family:
         pixels=_pixels,
         special="detected, not registered: " + NOTE,
     )
+    return with_text(found, hf.config)
 
 
 def _first(hf: nn.Module, paths: tuple[str, ...], what: str) -> str:

@@ -154,7 +154,7 @@ INSTRUCTBLIP = replace(
     name="instructblip",
     model_types=("instructblip",),
     rows=rows_with_instruction,
-    needs=("pixel_values", "qformer_input_ids", "qformer_attention_mask"),
+    needs=("pixel_values", "qformer_input_ids"),
     special=FAMILY.special + "; the Q-Former reads the instruction too: its positions follow the "
     "queries, and sites behind the first branch hold the queries alone",
 )

@@ -128,7 +128,7 @@ FAMILY = Family(
     projector_view=FLAT_POSITIONS,
     embed=("model.language_model.embed_tokens", ""),
     merged=False,
-    needs=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"),
+    needs=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"),
     enters="gated cross-attention in blocks of its own (sites text.N.cross_*)",
     special="one placeholder, nothing merged; gates are part of attn_out and mlp_out; two stacks "
     "of vision blocks, counted through",

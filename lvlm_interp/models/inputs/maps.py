@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,29 @@ from lvlm_interp.spans import Written
 from lvlm_interp.tokens import ImageLayout, TokenMap
 
 
-def check(family: Family, config: Any, tensors: Mapping[str, Any]) -> None:
+def check(
+    family: Family, config: Any, tensors: Mapping[str, Any], required: Collection[str] = ()
+) -> None:
     """Refuse inputs that would run without their image, or an image that has no place.
+
+    Args:
+        family: Of the model.
+        config: Of the model.
+        tensors: The model's inputs.
+        required: Names without which its forward cannot be called.
 
     Raises:
         InputError: No ids; placeholders without pixels (or a missing companion input); pixels
-            without placeholders.
+            without placeholders; a prompt without an image where the model takes none; a video.
     """
     if tensors.get("input_ids") is None:
         raise InputError("The inputs have no 'input_ids': pass the model's own inputs by name.")
+    _refuse_videos(config, tensors)
+    if needed := sorted(name for name in required if tensors.get(name) is None):
+        raise InputError(
+            f"The architecture {family.name} takes no prompt without {', '.join(needed)}: give "
+            "every row an image."
+        )
     slots = count_slots(family, config, tensors["input_ids"])
     missing = [name for name in family.needs if tensors.get(name) is None]
     if slots and missing:
@@ -35,6 +50,32 @@ def check(family: Family, config: Any, tensors: Mapping[str, Any]) -> None:
             "There is an image but the prompt holds no image placeholder, so nothing would read "
             "it: put the image into the chat template, or let model.prepare() do so."
         )
+
+
+def _refuse_videos(config: Any, tensors: Mapping[str, Any]) -> None:
+    marks = sum(int((tensors["input_ids"] == token).sum()) for token in video_tokens(config))
+    if marks or tensors.get("pixel_values_videos") is not None:
+        raise InputError(
+            f"There is a video in the inputs ({marks} placeholders): videos are not read here, and "
+            "a placeholder without one would run blind. Give its frames as images."
+        )
+
+
+def video_tokens(config: Any) -> list[int]:
+    """Ids that stand for a video in a prompt."""
+    found = (getattr(config, name, None) for name in ("video_token_id", "video_token_index"))
+    return [token for token in found if isinstance(token, int)]
+
+
+def required_inputs(hf: Any) -> frozenset[str]:
+    """Inputs without which the forward of a model cannot be called."""
+    parameters = signature(type(hf).forward).parameters.items()
+    kinds = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return frozenset(
+        name
+        for name, each in parameters
+        if name != "self" and each.default is Parameter.empty and each.kind not in kinds
+    )
 
 
 def count_slots(family: Family, config: Any, input_ids: Tensor) -> int:

@@ -11,6 +11,7 @@ from PIL import Image
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.models.family import ImageContext
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.inputs.maps import video_tokens
 
 if TYPE_CHECKING:
     from lvlm_interp.models.lvlm import LVLM
@@ -25,11 +26,24 @@ def sample_inputs(model: LVLM) -> Inputs:
     if model.processor is not None:
         noise = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
         try:
-            return model.prepare([(Image.fromarray(noise), "What is in the image ?")])
+            made = model.prepare([(Image.fromarray(noise), "What is in the image ?")])
         except (InputError, ValueError, TypeError, AttributeError):
             # A processor that needs its own prompt format is no reason to leave a model unchecked.
-            pass
+            return synthetic_inputs(model)
+        return made if _is_small(model, made) else synthetic_inputs(model)
     return synthetic_inputs(model)
+
+
+def _is_small(model: LVLM, made: Inputs) -> bool:
+    """Whether a processor makes about as few pixels of an image as the model can take.
+
+    Some enlarge every image and cut it into many tiles.
+    """
+    try:
+        least = model.family.pixels(model.config)["pixel_values"].numel()
+    except ModelError:
+        return True
+    return made["pixel_values"].numel() <= 4 * least
 
 
 def synthetic_inputs(model: LVLM, n_text: int = 6) -> Inputs:
@@ -41,7 +55,7 @@ def synthetic_inputs(model: LVLM, n_text: int = 6) -> Inputs:
     image = getattr(config, family.image_token)
     d_vocab = model.d_vocab
     words = torch.randint(5, d_vocab, (n_text,), generator=generator)
-    words[words == image] = 4
+    words[torch.isin(words, torch.tensor([image, *video_tokens(config)]))] = 4
     half = n_text // 2
     slots = torch.full((sum(len(layout) for layout in layouts),), image)
     ids = torch.cat([words[:half], slots, words[half:]])[None]
@@ -52,6 +66,9 @@ def synthetic_inputs(model: LVLM, n_text: int = 6) -> Inputs:
     if "qformer_input_ids" in family.needs:
         tensors["qformer_input_ids"] = words[None, :half]
         tensors["qformer_attention_mask"] = torch.ones_like(words[None, :half])
+    if "cross_attention_mask" in family.needs:
+        sees = (ids == image).cumsum(-1).clamp(max=1)[..., None, None]
+        tensors["cross_attention_mask"] = sees * tensors["aspect_ratio_mask"][:, None]
     try:
         return model.as_inputs(tensors)
     except InputError as error:
