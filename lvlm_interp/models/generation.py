@@ -14,6 +14,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.hooks import READ
 from lvlm_interp.models.inputs import Inputs
+from lvlm_interp.models.reading import reader
 from lvlm_interp.sites import Site
 
 if TYPE_CHECKING:
@@ -64,15 +65,10 @@ def recorded_steps(
         begin()
         passed[0] = True
 
-    def reader(site: Site) -> Callable[[Tensor], None]:
-        def read(value: Tensor) -> None:
-            kept = value if keep is None else keep(site, value)
-            # Copies: a step may write into the tensors of the one before (static caches).
-            caches[-1][site] = kept.detach().clone()
-
-        return read
-
-    visitors = {site: reader(site) for site in model.sites(sites)}
+    # Copies: a step may write into the tensors of the one before (static caches).
+    visitors = {
+        site: reader(site, lambda: caches[-1], keep, copy=True) for site in model.sites(sites)
+    }
     # Most models are called as a whole in each step; BLIP-2's decoder is called by itself.
     whole = noted_runs(model, model.hf, begin)
     decoder = noted_runs(model, decoder_of(model), decode)

@@ -23,6 +23,7 @@ from lvlm_interp.models.inputs.maps import check, required_inputs, token_maps
 from lvlm_interp.models.inputs.prompts import answer_id, build_batch
 from lvlm_interp.models.inputs.rows import RowsByTower
 from lvlm_interp.models.maps.unembedding import Unembedding
+from lvlm_interp.models.reading import connected_reader, reader
 from lvlm_interp.models.runs import eager, runs_of
 from lvlm_interp.models.taps import packed_modules, run_of, taps_of
 from lvlm_interp.sites import Site, select
@@ -260,25 +261,16 @@ class LVLM:
             keep: What to keep of each site's value.
             grad: Keep the values in the graph, so that gradients with respect to them exist.
         """
-        cache = ActivationCache()
-
-        def reader(site: Site) -> Callable[[Tensor], Tensor | None]:
-            def read(value: Tensor) -> Tensor | None:
-                if grad:
-                    # The value that is kept must be the one that flows on.
-                    value = value if value.requires_grad else value.requires_grad_()
-                    cache[site] = value
-                    return value
-                kept = value if keep is None else keep(site, value)
-                # A site whose tensor is later edited in place must not change in the cache.
-                cache[site] = (
-                    kept.detach().clone() if _is_shared(self._taps[site]) else kept.detach()
-                )
-                return None
-
-            return read
-
-        with self._connected({site: reader(site) for site in self.sites(sites)}, READ):
+        cache, wanted = ActivationCache(), self.sites(sites)
+        # A site whose tensor is later edited in place must not change in the cache.
+        shared = {site for site in wanted if self._taps[site].where == "input_in_place"}
+        visitors = {
+            site: connected_reader(site, cache)
+            if grad
+            else reader(site, lambda: cache, keep, copy=site in shared)
+            for site in wanted
+        }
+        with self._connected(visitors, READ):
             yield cache
 
     @contextmanager
@@ -345,13 +337,7 @@ class LVLM:
     ) -> Any:
         """Greedy continuation of each row, with edits in the prompt pass and in every step.
 
-        In a step each site holds one position.
-
-        Args:
-            inputs: Rows padded on the left.
-            edits: As in `edit`.
-            max_new_tokens: Bound on the length.
-            kwargs: For `generate` of transformers.
+        In a step each site holds one position. Rows must be padded on the left.
 
         Returns:
             The new text of each row; token ids where the model has no processor; the object of
@@ -411,7 +397,3 @@ class LVLM:
             for name, size in self.towers.items()
         )
         return f"LVLM({self.name!r}, {self.family.name}: {parts}, {self.dtype}, {self.device})"
-
-
-def _is_shared(tap: Tap) -> bool:
-    return tap.where == "input_in_place"

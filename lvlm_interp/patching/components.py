@@ -121,7 +121,9 @@ class Choice:
             layers = {site.layer for site in sites if site.has_heads == (name == "head")}
             lost = [] if isinstance(wanted, str) else [w for w in wanted if w[0] not in layers]
             if lost:
-                has = ", ".join(str(layer) for layer in sorted(layers - {None})) or "none"
+                has = (
+                    ", ".join(str(n) for n in sorted(n for n in layers if n is not None)) or "none"
+                )
                 raise UsageError(
                     f"There is no {name} {lost[0]} at the sites that were chosen: their layers "
                     f"with {name}s are {has}, counted from 0."
