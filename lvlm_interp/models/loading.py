@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lvlm_interp.errors import ModelError, UsageError
+from lvlm_interp.models.adapters import unwrapped, with_adapter
+from lvlm_interp.models.checkpoints import base_of, check_files
 from lvlm_interp.models.families import FAMILIES, auto, family_of
 from lvlm_interp.models.family import Family
 from lvlm_interp.models.inputs.processors import load_processor
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.options import check_taken, weight_options
 from lvlm_interp.models.selfcheck import self_check
 
 
@@ -22,36 +27,43 @@ def load_model(
     path_or_id: str | Path,
     *,
     dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
     device_map: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     selfcheck: bool = True,
     family: str | None = None,
+    processor: Mapping[str, Any] | None = None,
     backend: str = "torch",
     remote: bool | str = False,
     **kwargs: Any,
 ) -> Any:
     """Load an LVLM from a local folder, a hub id, or the name of a shipped organism.
 
+    A folder with an `adapter_config.json` and no model is loaded with the model that it names.
+
     Args:
         path_or_id: Folder, hub id as in transformers, or a shipped name such as `scenes`.
         dtype: Of the weights; the checkpoint's own by default.
+        device: `auto` takes a GPU where there is one; the CPU by default.
         device_map: As in transformers; splits layers over devices.
         revision: Of a hub checkpoint.
         trust_remote_code: Run code that comes with a checkpoint; only if you say so.
         selfcheck: Prove that every declared site reads and writes.
         family: Taken from the checkpoint by default; `auto` detects an unregistered architecture of
             the common shape, which is then always self-checked.
+        processor: Options of the processor, such as `max_pixels` or `do_pad`.
         backend: `torch` gives an `LVLM`; `nnsight` a `RemoteLVLM` for models on NDIF.
         remote: With `nnsight`: True runs on NDIF, `local` is its serialised dry run.
-        kwargs: For `from_pretrained`.
+        kwargs: For `from_pretrained`; also `load_in_4bit` and `load_in_8bit`.
 
     Returns:
         The `LVLM` (or `RemoteLVLM`).
 
     Raises:
-        ModelError: No model there, an unsupported architecture, or a failed self-check.
-        UsageError: The options do not fit each other.
+        ModelError: No model there, files that are not whole, an unsupported architecture, a missing
+            package, or a failed self-check.
+        UsageError: The options do not fit each other, or are none of the model.
     """
     source = shipped_path(str(path_or_id)) or str(path_or_id)
     if backend == "nnsight":
@@ -63,23 +75,17 @@ def load_model(
             f"backend={backend!r} with remote={remote!r} cannot be had: backend is 'torch' or "
             "'nnsight', and only 'nnsight' runs remotely."
         )
+    adapter = Path(source) if base_of(Path(source)) else None
+    source = _checked(source, path_or_id)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = _load(AutoConfig, source, path_or_id, options)
+    weights = {"dtype": dtype, **weight_options(kwargs, device, device_map)}
+    config = _loaded(lambda: AutoConfig.from_pretrained(source, **options), path_or_id)
     known = None if family == "auto" else _named(family, config) or family_of(config)
-    processor = _loaded(
-        lambda: load_processor(source, config, options), source=source, given=path_or_id
-    )
-    weights = {"dtype": dtype, "device_map": device_map, "output_loading_info": True, **kwargs}
-    hf, info = _load(AutoModelForImageTextToText, source, path_or_id, {**options, **weights})
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"The checkpoint {path_or_id} lacks {len(missing)} weights, which would be random: "
-            f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}."
-        )
-    model = LVLM(hf, processor, known or auto.detect(hf), str(path_or_id))
-    if selfcheck or family == "auto":
-        self_check(model)
-    return model
+    made = _processor(source, adapter, config, options, processor or {}, path_or_id)
+    hf = _weights(source, {**options, **weights}, path_or_id)
+    if adapter is not None:
+        hf = with_adapter(hf, adapter)
+    return _view(hf, made, known, str(path_or_id), selfcheck=selfcheck)
 
 
 def wrap(
@@ -91,7 +97,7 @@ def wrap(
     caller's model is never changed for good.
 
     Args:
-        hf_model: The model; also one that `torch.compile` gave.
+        hf_model: The model; also one that `torch.compile` gave, or a `PeftModel`.
         processor: Its processor, where there is one.
         family: Taken from its configuration by default; `auto` detects an unregistered architecture
             of the common shape, which is then always self-checked.
@@ -101,11 +107,35 @@ def wrap(
     Raises:
         ModelError: The architecture is not supported, or the self-check failed.
     """
-    hf = getattr(hf_model, "_orig_mod", hf_model)
+    hf = unwrapped(hf_model)
     known = None if family == "auto" else _named(family, hf.config) or family_of(hf.config)
-    model = LVLM(hf, processor, known or auto.detect(hf))
-    if (selfcheck or family == "auto") and model.device.type != "meta":
+    return _view(hf, processor, known, "", selfcheck=selfcheck)
+
+
+def _view(hf: Any, processor: Any, family: Family | None, name: str, *, selfcheck: bool) -> LVLM:
+    if family is None:
+        return _detected(hf, processor, name)
+    model = LVLM(hf, processor, family, name)
+    if selfcheck and model.device.type != "meta":
         self_check(model)
+    return model
+
+
+def _detected(hf: Any, processor: Any, name: str) -> LVLM:
+    """A view of an unregistered architecture, which is always self-checked.
+
+    Raises:
+        ModelError: It is not of the common shape, whatever part of it shows that.
+    """
+    try:
+        model = LVLM(hf, processor, auto.detect(hf), name)
+        if model.device.type != "meta":
+            self_check(model)
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{type(hf).__name__} is not of the common shape: {type(error).__name__} "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}."
+        ) from error
     return model
 
 
@@ -140,16 +170,68 @@ def shipped_path(name: str) -> str | None:
     return None
 
 
-def _load(loader: Any, source: str, given: str | Path, options: dict[str, Any]) -> Any:
-    return _loaded(lambda: loader.from_pretrained(source, **options), source=source, given=given)
+def _checked(source: str, given: str | Path) -> str:
+    """Where the model's own files are, once those of a folder are known to be whole.
 
-
-def _loaded(load: Callable[[], Any], *, source: str, given: str | Path) -> Any:
+    Raises:
+        ModelError: No model there, or files that are pointers or cut short.
+    """
     folder = Path(source)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if not folder.is_dir():
+        return source
+    check_files(folder)
+    if base := base_of(folder):
+        return _checked(shipped_path(base) or base, given)
+    if not (folder / "config.json").is_file():
         raise ModelError(f"{given} is no model folder: it has no config.json.")
+    return source
+
+
+def _processor(
+    source: str,
+    adapter: Path | None,
+    config: Any,
+    options: dict[str, Any],
+    wanted: Mapping[str, Any],
+    given: str | Path,
+) -> Any:
+    # An adapter may come with a processor of its own (more tokens, another template).
+    own = adapter is not None and (adapter / "processor_config.json").is_file()
+    place = str(adapter) if own else source
+    made = _loaded(lambda: load_processor(place, config, {**options, **wanted}), given)
+    check_taken(made, wanted)
+    return made
+
+
+def _weights(source: str, options: dict[str, Any], given: str | Path) -> Any:
+    """The model; nothing of it is random.
+
+    Raises:
+        ModelError: The checkpoint lacks weights.
+    """
+    options = {**options, "output_loading_info": True}
+    hf, info = _loaded(
+        lambda: AutoModelForImageTextToText.from_pretrained(source, **options), given
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"The checkpoint {given} lacks {len(missing)} weights, which would be random: "
+            f"{', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}."
+        )
+    return hf
+
+
+def _loaded(load: Callable[[], Any], given: str | Path) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
+    except TypeError as error:
+        option = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if option is None:
+            raise
+        raise UsageError(
+            f"The model {given} takes no option {option[1]!r}; options of its processor are given "
+            f"as processor={{{option[1]!r}: ...}}."
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"No model could be loaded from {given}: {reason}") from error
