@@ -53,6 +53,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "score every localisation method on models whose guilty component is known",
         "lvlm_interp.circuits.command:benchmark",
     ),
+    "evaluate": (
+        "ask a model a benchmark's questions and score the answers",
+        "lvlm_interp.evaluation.command:evaluate",
+    ),
+    "compare": (
+        "compare runs of evaluate question by question",
+        "lvlm_interp.evaluation.command:compare",
+    ),
+    "judge": (
+        "have a judge behind an OpenAI-compatible endpoint read answers",
+        "lvlm_interp.evaluation.command:judge",
+    ),
     "build-bench": (
         "build a unified benchmark of objects, attributes and relations from annotations",
         "lvlm_interp.evaluation.command:build_bench",
@@ -180,6 +192,9 @@ def _as_typed(function: Callable[..., Any], arguments: Sequence[str]) -> list[st
     open_ = {name for name in flags if "str" in str(kinds.get(name))}
     lists = {name for name, kind in kinds.items() if "list" in str(kind)}
     typed: list[str] = []
+    first = next(iter(parameters), None)
+    if first in lists and parameters[first].default is inspect.Parameter.empty:
+        arguments = _gathered(arguments)
     for index, word in enumerate(arguments):
         if not word.startswith("--"):
             is_list = bool(typed) and typed[-1].removeprefix("--") in lists
@@ -194,6 +209,13 @@ def _as_typed(function: Callable[..., Any], arguments: Sequence[str]) -> list[st
         if option in flags and not (equals or takes or following in ("true", "false")):
             typed.append("true")
     return typed
+
+
+def _gathered(arguments: Sequence[str]) -> list[str]:
+    """The words before the first option as the one list that they are: `compare RUN RUN`."""
+    n = next((at for at, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    words = [json.dumps(list(arguments[:n]))] if n else []
+    return [*words, *arguments[n:]]
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, Any]:

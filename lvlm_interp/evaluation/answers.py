@@ -14,7 +14,7 @@ import pandas as pd
 from lvlm_interp.errors import UsageError
 from lvlm_interp.evaluation.replies import NONE
 from lvlm_interp.results import Result, ResultTable
-from lvlm_interp.stats import Estimate, cluster_bootstrap
+from lvlm_interp.stats import Estimate, rate
 
 __all__ = ["ANSWER_COLUMNS", "TASKS", "Answers"]
 
@@ -87,7 +87,7 @@ class Answers(Result):
         """Share of answers that say neither, with an interval over images."""
         frame = self.table.frame
         none = (frame["said"] == NONE).to_numpy(dtype=float)
-        return cluster_bootstrap(none, self.groups())
+        return rate(none, list(self.groups()))
 
     def groups(self) -> np.ndarray:
         """Image of each answer; the example itself where no image is known."""
