@@ -19,6 +19,7 @@ from lvlm_interp.errors import UsageError
 from lvlm_interp.lens.detection import auroc
 from lvlm_interp.lens.logit_lens import LensResult, logit_lens
 from lvlm_interp.lens.positions import example_names, in_batches
+from lvlm_interp.lens.readout import apart
 from lvlm_interp.lens.tuned_lens import TunedLens
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.provenance import provenance
@@ -117,8 +118,13 @@ def internal_confidence(
     for span in in_batches(examples, batch_size, "internal confidence", progress):
         some = [examples[i] for i in span]
         inputs = model.prepare(some)
-        distinct = tuple(dict.fromkeys(words[i] for i in span))
-        found = read(model, inputs, sites=sites, top_k=1, words=distinct)
+        # Each example asks for one word: words that share a piece never meet in one reading.
+        found = {
+            word: reading
+            for some_words in apart(model, [words[i] for i in span])
+            for reading in [read(model, inputs, sites=sites, top_k=1, words=tuple(some_words))]
+            for word in some_words
+        }
         probs = model.last_logits(inputs).float().softmax(-1)
         ids = torch.tensor([model.answer_id(answers[i]) for i in span], device=probs.device)
         baseline = probs.gather(1, ids[:, None])[:, 0].tolist()
@@ -131,7 +137,7 @@ def internal_confidence(
                 "tower": "text",
                 "unit": "probability",
             }
-            rows.append({**common, **_maximum(found, words[index], row)})
+            rows.append({**common, **_maximum(found[words[index]], words[index], row)})
             rows.append({**common, "metric": "output_probability", "value": baseline[row]})
     notes = provenance(model=model.name, dtype=str(model.dtype), tuned=lens is not None)
     return Confidence(ResultTable(pd.DataFrame(rows), notes))

@@ -24,6 +24,7 @@ from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.provenance import provenance
 from lvlm_interp.results import Result, ResultTable
 from lvlm_interp.sites import Site
+from lvlm_interp.spans import words_pattern
 from lvlm_interp.tokens import TokenMap
 
 
@@ -32,7 +33,7 @@ class PatchscopeResult(Result):
     """What the model says of each token.
 
     `table` has a row per source layer x token x word: `mentions` is 1 where the generated `text`
-    holds the `word`.
+    holds the `word`, as a whole word in any case.
 
     Attributes:
         texts: Generated texts; shape `layer token`.
@@ -80,7 +81,8 @@ def patchscope(
         model: The model.
         inputs: From `model.prepare`.
         prompt: The target prompt.
-        placeholder: Word of the prompt whose state is replaced (its last piece).
+        placeholder: Word of the prompt whose state is replaced: the last piece of its last
+            occurrence.
         target_image: Image of the target prompt; None gives it without one. Some models take no
             prompt without an image (PaliGemma, BLIP-2, InstructBLIP), or skip layers then (Mllama):
             give them a blank one.
@@ -143,7 +145,7 @@ def self_consistency(
     target = _Target(model, (target_image, prompt), placeholder, max_new_tokens)
     rows = []
     for word in words:
-        spoken = prompt.replace(placeholder, word)
+        spoken = _spoken(prompt, placeholder, word)
         own = model.prepare([(target_image, spoken)])
         if own["input_ids"].shape[1] != target.length:
             raise InputError(f"{word!r} has another number of pieces than {placeholder!r}.")
@@ -178,7 +180,7 @@ class _Target:
         self.model, self.example, self.max_new_tokens = model, example, max_new_tokens
         one = _prepared(model, example)
         self.length = one["input_ids"].shape[1]
-        self.position = _placeholder(model, one, example[1], placeholder)
+        self.position = _placeholder(one, example[1], placeholder)
 
     def say(self, states: Tensor, layer: int) -> list[str]:
         """What the model says when each state in turn stands at the placeholder."""
@@ -215,28 +217,29 @@ def _prepared(model: LVLM, example: tuple[Any, str]) -> Inputs:
         raise needs from error
 
 
-def _placeholder(model: LVLM, inputs: Inputs, prompt: str, placeholder: str) -> int:
-    """Where the placeholder stands; found by its ids, so that a tokenizer may not know the word."""
-    words = prompt.split()
-    if placeholder not in words:
-        raise InputError(f"The placeholder {placeholder!r} is no word of the prompt {prompt!r}.")
+def _placeholder(inputs: Inputs, prompt: str, placeholder: str) -> int:
+    """Where the last placeholder stands in the prompt: its last piece."""
     tokens = inputs.tokens[0]
-    if _decodes(tokens, prompt):
-        return int(tokens.text(placeholder, -1)[-1])
-    before = " ".join(words[: words.index(placeholder) + 1])
-    pieces: Any = model.tokenizer(before, add_special_tokens=False).input_ids
-    row = tokens.ids.tolist()
-    for start in range(len(row) - len(pieces), -1, -1):
-        if row[start : start + len(pieces)] == pieces:
-            return start + len(pieces) - 1
-    raise InputError(
-        f"The placeholder {placeholder!r} cannot be found among the tokens of {prompt!r}: "
-        "choose another word."
-    )
+    try:
+        found = tokens.text(placeholder, None)
+    except InputError as error:
+        raise _no_placeholder(prompt, placeholder) from error
+    found = np.intersect1d(found, tokens.question)
+    if not len(found):
+        raise _no_placeholder(prompt, placeholder)
+    return int(found[-1])
 
 
-def _decodes(tokens: TokenMap, prompt: str) -> bool:
-    return all(word.lower() in tokens.decoded.lower() for word in prompt.split())
+def _no_placeholder(prompt: str, placeholder: str) -> InputError:
+    return InputError(f"The placeholder {placeholder!r} is no word of the prompt {prompt!r}.")
+
+
+def _spoken(prompt: str, placeholder: str, word: str) -> str:
+    """The prompt with a word in the place of its last placeholder."""
+    found = list(words_pattern(placeholder).finditer(prompt))
+    if not found:
+        raise _no_placeholder(prompt, placeholder)
+    return prompt[: found[-1].start()] + word + prompt[found[-1].end() :]
 
 
 def _layers(model: LVLM, layers: Sequence[int] | None) -> list[int]:
@@ -262,8 +265,8 @@ def _table(
     parts = []
     for index, layer in enumerate(layers):
         for word in words or (None,):
-            said = texts[index]
-            hits = [np.nan if word is None else float(word in text.split()) for text in said]
+            said, pattern = texts[index], None if word is None else words_pattern(word)
+            hits = [np.nan if pattern is None else float(bool(pattern.search(t))) for t in said]
             parts.append(
                 pd.DataFrame(
                     {

@@ -6,6 +6,7 @@ memory, so that the memory is bounded whatever the number of tokens and layers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +128,10 @@ def _read_chunk(
     )
 
 
+_BLANK = "\u2423"
+"""How a blank is shown where it tells two tokens apart."""
+
+
 def word_token_ids(model: LVLM, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Token ids that stand for each word.
 
@@ -189,13 +194,42 @@ def contrast_ids(model: LVLM, answers: Sequence[str], foils: Sequence[str]) -> I
     return torch.tensor(ids, device=model.device)
 
 
+def apart(model: LVLM, words: Sequence[str]) -> list[list[str]]:
+    """Words in as few lists as they come in order, of which none holds two that share a piece."""
+    lists: list[tuple[set[int], list[str]]] = []
+    for word in dict.fromkeys(words):
+        ids = set(_first_pieces(model, word))
+        fitting = next((each for each in lists if not each[0] & ids), None)
+        if fitting is None:
+            lists.append((ids, [word]))
+        else:
+            fitting[0].update(ids)
+            fitting[1].append(word)
+    return [found for _, found in lists]
+
+
 def decode_ids(model: LVLM, ids: Int[np.ndarray, ...]) -> dict[int, str]:
-    """The text of each token id that occurs in `ids`."""
+    """The text of each token id that occurs in `ids`, no text twice.
+
+    Texts are bare where that tells them apart; else the blanks around them are shown, then the
+    piece as the tokenizer spells it (parts of a character decode to the same mark).
+    """
     tokenizer: Any = model.tokenizer
-    return {
-        int(i): tokenizer.decode([int(i)]).strip() or repr(tokenizer.decode([int(i)]))
-        for i in np.unique(ids)
-    }
+    names: dict[int, str] = {}
+    left = [int(i) for i in np.unique(ids)]
+    raw = {i: tokenizer.decode([i]) for i in left}
+    for spell in (
+        lambda i: raw[i].strip() or repr(raw[i]),
+        lambda i: raw[i].replace(" ", _BLANK) if raw[i].strip() else repr(raw[i]),
+        lambda i: str(tokenizer.convert_ids_to_tokens(i)),
+        lambda i: f"{raw[i].strip()} ({i})",
+    ):
+        found = {i: spell(i) for i in left}
+        counts = Counter(found.values())
+        taken = set(names.values())
+        names |= {i: text for i, text in found.items() if counts[text] == 1 and text not in taken}
+        left = [i for i in left if i not in names]
+    return names
 
 
 def head_outputs(

@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 
 from lvlm_interp.activations.base import Activations
-from lvlm_interp.activations.extract import Engine, extract
+from lvlm_interp.activations.extract import extract
 from lvlm_interp.data.examples import Example
 from lvlm_interp.data.sources import data_hash, load_examples
 from lvlm_interp.errors import UsageError
 from lvlm_interp.files import atomic_write
+from lvlm_interp.jobs import Engine
 from lvlm_interp.models.loading import load_model
 from lvlm_interp.probing.baselines import pixels, untrained
 from lvlm_interp.probing.design import PIXELS, SHUFFLED, UNTRAINED

@@ -44,7 +44,7 @@ def stretched(size: Size | None, canvas: Size) -> Placement:
 
 
 def placement(processor: Any, size: Size | None, canvas: Size) -> Placement:
-    """Placement by a resize (exact, or of the shortest edge with a center crop).
+    """Placement by a resize (exact, or of the shortest edge with a center crop), perhaps padded.
 
     Args:
         processor: The image processor, or None when only the canvas is known.
@@ -54,6 +54,12 @@ def placement(processor: Any, size: Size | None, canvas: Size) -> Placement:
     if processor is None or size is None:
         return Placement()
     width, height = size
+    pad_x = pad_y = 0
+    # LLaVA as trained: a square of the longer side, with the image in the middle.
+    if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
+        side = max(size)
+        pad_x, pad_y = (side - width) // 2, (side - height) // 2
+        width = height = side
     resize = getattr(processor, "do_resize", False)
     target = dict(getattr(processor, "size", None) or {}) if resize else {}
     if edge := target.get("shortest_edge"):
@@ -66,7 +72,7 @@ def placement(processor: Any, size: Size | None, canvas: Size) -> Placement:
     if getattr(processor, "do_center_crop", False):
         offset_x = (canvas[0] - round(width * scale_x)) / 2
         offset_y = (canvas[1] - round(height * scale_y)) / 2
-    return Placement(scale_x, scale_y, offset_x, offset_y)
+    return Placement(scale_x, scale_y, offset_x + pad_x * scale_x, offset_y + pad_y * scale_y)
 
 
 def grid_layout(
@@ -82,9 +88,10 @@ def grid_layout(
     step_x, step_y = canvas[0] / cols, canvas[1] / rows
     box = np.stack([col * step_x, row * step_y, (col + 1) * step_x, (row + 1) * step_y], -1)
     kind = np.full(rows * cols, "image", dtype=object)
-    return ImageLayout(
-        kind, row, col, np.full(rows * cols, tile), place.to_image(box.astype(float), size)
-    )
+    box = place.to_image(box.astype(float), size)
+    # What shows padding alone has no place in the image.
+    box[(box[:, 0] >= box[:, 2]) | (box[:, 1] >= box[:, 3])] = np.nan
+    return ImageLayout(kind, row, col, np.full(rows * cols, tile), box)
 
 
 def tiled_layout(
