@@ -63,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     flat_towers.EXAONE4_5,
     flat_towers.QWEN2_5_OMNI,
     flat_towers.QWEN3_OMNI,
+    flat_towers.HYPERCLOVAX_VISION,
     internvl.QIANFAN_OCR,
     llama4.FAMILY,
     ovis.FAMILY,

@@ -126,12 +126,22 @@ ONLY_POST_NORMS = Block(
     attn_out="post_attention_layernorm",
     mlp_norm="mlp",
     mlp_out="post_feedforward_layernorm",
+    mlp=("post_feedforward_layernorm",),  # behind the module whose input is resid_mid
 )
 """A block that norms what a branch adds and reads the stream as it is (OLMo 2)."""
 
 GLM = Block(attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm")
 MULTIPLIED = Block(attn_scale=Scale("residual_multiplier"), mlp_scale=Scale("residual_multiplier"))
 """A block that multiplies what it adds (Granite)."""
+
+PARALLEL = Block(mlp_norm="")
+"""Attention and MLP read the same normed stream: there is no residual stream between them."""
+
+EXPERTS = Block(others={"mlp.experts": Block(down="")})
+"""A Llama block, or one with a mixture of experts in place of its MLP."""
+
+HYPERCLOVAX = replace(MULTIPLIED, attn_out="post_norm1", mlp_out="post_norm2")
+"""A block that multiplies what it adds, behind a norm that may be none."""
 
 TEXT: Mapping[str, Backbone] = {
     "gemma2": Backbone(POST_NORMS),
@@ -143,6 +153,11 @@ TEXT: Mapping[str, Backbone] = {
     "glm4": Backbone(GLM),
     "granite": Backbone(MULTIPLIED, scales_embeddings=True),
     "granite_swa": Backbone(MULTIPLIED, scales_embeddings=True),
+    "cohere": Backbone(PARALLEL),
+    "cohere2": Backbone(PARALLEL),
+    "qwen2_moe": Backbone(EXPERTS),
+    "qwen3_moe": Backbone(EXPERTS),
+    "hyperclovax": Backbone(HYPERCLOVAX, scales_embeddings=True),
     "starcoder2": Backbone(Block(down="mlp.c_proj")),
 }
 """Language models by `text_config.model_type`; one that is not here has its family's own block, and

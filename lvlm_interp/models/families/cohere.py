@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_interp.models.families.blocks import with_vision
+from lvlm_interp.models.families.blocks import PARALLEL, with_vision
 from lvlm_interp.models.families.geometry import Size, square
 from lvlm_interp.models.families.internvl import canvas_of, tiles_then_thumbnail
 from lvlm_interp.models.families.llava import TEXT, VISION, pixels
-from lvlm_interp.models.family import Block, Family, ImageContext
+from lvlm_interp.models.family import Family, ImageContext
 from lvlm_interp.tokens import ImageLayout
-
-PARALLEL = Block(mlp_norm="")
-"""Attention and MLP read the same normed stream: there is no residual stream between them."""
 
 
 def _per_side(config: Any) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lvlm_interp.models.families import qwen_vl
+from lvlm_interp.models.families.blocks import HYPERCLOVAX, ONLY_POST_NORMS
 from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
 from lvlm_interp.models.family import CLIP_BLOCK, Block, ImageContext, Tower
 from lvlm_interp.models.inputs.rows import RowContext, Rows, RowsByTower, images_of_rows
@@ -116,16 +117,11 @@ PADDLEOCR_VL = replace(
 
 # -- EXAONE 4.5 ------------------------------------------------------------------------------------
 
-BEHIND = Block(
-    attn_out="post_attention_layernorm", mlp_norm="mlp", mlp_out="post_feedforward_layernorm"
-)
-"""A block with norms behind its branches alone: each branch reads the stream as it is."""
-
 EXAONE4_5 = replace(
     qwen_vl.QWEN2_5,
     name="exaone4_5",
     model_types=("exaone4_5",),
-    towers=(qwen_vl.QWEN2_5.towers[0], replace(qwen_vl.TEXT, block=BEHIND)),
+    towers=(qwen_vl.QWEN2_5.towers[0], replace(qwen_vl.TEXT, block=ONLY_POST_NORMS)),
     needs=("pixel_values", "image_grid_thw"),
     special="the images of a batch share one axis of patches; window attention; norms behind the "
     "branches of the language model",
@@ -160,4 +156,21 @@ QWEN3_OMNI = replace(
     needs=("pixel_values", "image_grid_thw"),
     special="images only, audio and videos are refused; M-RoPE; deepstack; experts, so mlp_hidden "
     "is there only in blocks with a plain MLP",
+)
+
+# -- HyperCLOVA X ----------------------------------------------------------------------------------
+
+HYPERCLOVAX_VISION = replace(
+    qwen_vl.QWEN2_5,
+    name="hyperclovax_vision_v2",
+    model_types=("hyperclovax_vision_v2",),
+    towers=(
+        replace(qwen_vl.QWEN2_5.towers[0], layers="model.vision_model.blocks"),
+        replace(qwen_vl.TEXT, block=HYPERCLOVAX),
+    ),
+    projector="model.projector",
+    projector_field="",
+    needs=("pixel_values", "image_grid_thw"),
+    special="the images of a batch share one axis of patches; window attention; the language model "
+    "multiplies what it adds",
 )

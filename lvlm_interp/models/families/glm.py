@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lvlm_interp.models.families import qwen_vl
-from lvlm_interp.models.family import Block, Tower
+from lvlm_interp.models.families.blocks import EXPERTS, GLM
+from lvlm_interp.models.family import Tower
 
 _TOWER = replace(
     qwen_vl.FAMILY.towers[0],
@@ -13,14 +14,11 @@ _TOWER = replace(
     width="hidden_size",
 )
 
-NORMED = Block(attn_out="post_self_attn_layernorm", mlp_out="post_mlp_layernorm")
-"""A block of GLM-4: what a branch adds is normed, so it is what that norm gives."""
-
 GLM4V = replace(
     qwen_vl.FAMILY,
     name="glm4v",
     model_types=("glm4v",),
-    towers=(_TOWER, Tower("text", "model.language_model.layers", "text_config", NORMED)),
+    towers=(_TOWER, Tower("text", "model.language_model.layers", "text_config", GLM)),
     special=qwen_vl.FAMILY.special + "; norms behind each branch of the language model",
 )
 
@@ -32,6 +30,6 @@ GLM4V_MOE = replace(
     GLM4V,
     name="glm4v_moe",
     model_types=("glm4v_moe",),
-    towers=(_TOWER, replace(qwen_vl.TEXT, block=qwen_vl.MOE)),
+    towers=(_TOWER, replace(qwen_vl.TEXT, block=EXPERTS)),
     special=qwen_vl.FAMILY.special + "; experts behind the first text blocks, without mlp_hidden",
 )

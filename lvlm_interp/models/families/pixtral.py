@@ -28,6 +28,7 @@ BLOCK = Block(
     mlp_norm="ffn_norm",
     down="feed_forward.down_proj",
     mlp_out="feed_forward",
+    attn_norm="attention_norm",
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers.vision_utils import get_vision_window_index
 
+from lvlm_interp.models.families.blocks import EXPERTS
 from lvlm_interp.models.families.geometry import grid_layout, made_of, random_pixels, stretched
 from lvlm_interp.models.family import Block, Family, ImageContext, Tower
 from lvlm_interp.models.hooks import Tap
@@ -111,8 +112,6 @@ FUSED = Block(
     down="mlp.fc2",
 )
 TEXT = Tower("text", "model.language_model.layers", "text_config")
-MOE = Block(others={"mlp.experts": Block(down="")})
-"""A Llama block, or one with a mixture of experts in place of its MLP."""
 
 FAMILY = Family(
     name="qwen2_vl",
@@ -151,7 +150,7 @@ QWEN3_MOE = replace(
     QWEN3,
     name="qwen3_vl_moe",
     model_types=("qwen3_vl_moe",),
-    towers=(QWEN3.towers[0], replace(TEXT, block=MOE)),
+    towers=(QWEN3.towers[0], replace(TEXT, block=EXPERTS)),
     special=QWEN3.special + "; experts: mlp_hidden is there only in blocks with a plain MLP",
 )
 
@@ -173,7 +172,7 @@ QWEN3_5 = replace(
     "z",
 )
 
-_EXPERTS = Block(
+_GATED_EXPERTS = Block(
     gated=True,
     down="",
     others={"linear_attn": replace(LINEAR, down="")},
@@ -182,6 +181,6 @@ QWEN3_5_MOE = replace(
     QWEN3_5,
     name="qwen3_5_moe",
     model_types=("qwen3_5_moe",),
-    towers=(QWEN3.towers[0], replace(TEXT, block=_EXPERTS)),
+    towers=(QWEN3.towers[0], replace(TEXT, block=_GATED_EXPERTS)),
     special=QWEN3_5.special + "; experts, so no mlp_hidden",
 )

@@ -70,8 +70,6 @@ REFUSED: dict[str, str] = {
     "granite_docling": _UNTRIED,
     "got_ocr2": _SAM,
     "hunyuan_vl": _UNTRIED,
-    "hyperclovax_vision_v2": "The multiplier of its residual branches is a number of its blocks "
-    "and no parameter, which the view cannot write through yet.",
     "idefics": "Its images enter by gated cross-attention layers in a list of their own beside the "
     "blocks, fed by a perceiver, and no position stands for a part of them.",
     "idefics2": "A perceiver reads its image into latents through keys of image and latents "

@@ -78,7 +78,23 @@ def _omni() -> dict[str, Any]:
     return dict(image_token_id=IMAGE, video_token_id=5, audio_token_id=8, vision_start_token_id=6)
 
 
+def hyperclovax() -> dict[str, Any]:
+    """Options of `hyperclovax_vision_v2`."""
+    vision = {"model_type": "qwen2_5_vl_vision", **qwen2_5_vl()["vision_config"]}
+    text = text_config(
+        "hyperclovax",
+        head_dim=8,
+        residual_multiplier=0.7,
+        embedding_multiplier=2.0,
+        attention_multiplier=0.3,
+        logits_scaling=1.5,
+        use_post_norm=True,
+    )
+    return dict(vision_config=vision, text_config=text, image_token_id=IMAGE, video_token_id=5)
+
+
 CONFIGS = {
+    "hyperclovax_vision_v2": hyperclovax,
     "video_llama_3": video_llama_3,
     "paddleocr_vl": paddleocr_vl,
     "exaone4_5": exaone4_5,

@@ -121,6 +121,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
             "qwen3_5_moe",
             "cosmos3_omni",
             "exaone4_5",
+            "hyperclovax_vision_v2",
             "qwen2_5_omni_thinker",
             "qwen3_omni_moe_thinker",
         ),
