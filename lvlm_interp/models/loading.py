@@ -50,8 +50,8 @@ def load_model(
         revision: Of a hub checkpoint.
         trust_remote_code: Run code that comes with a checkpoint; only if you say so.
         selfcheck: Prove that every declared site reads and writes.
-        family: Taken from the checkpoint by default; `auto` detects an unregistered architecture of
-            the common shape, which is then always self-checked.
+        family: Taken from the checkpoint by default; `auto` detects one that is not registered by
+            its parts, which is then always self-checked.
         processor: Options of the processor, such as `max_pixels` or `do_pad`.
         backend: `torch` gives an `LVLM`; `nnsight` a `RemoteLVLM` for models on NDIF.
         remote: With `nnsight`: True runs on NDIF, `local` is its serialised dry run.
@@ -80,7 +80,7 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     weights = {"dtype": dtype, **weight_options(kwargs, device, device_map)}
     config = _loaded(lambda: AutoConfig.from_pretrained(source, **options), path_or_id)
-    known = None if family == "auto" else _named(family, config) or family_of(config)
+    known = _known(family, config)
     made = _processor(source, adapter, config, options, processor or {}, path_or_id)
     hf = _weights(source, {**options, **weights}, path_or_id)
     if adapter is not None:
@@ -99,8 +99,8 @@ def wrap(
     Args:
         hf_model: The model; also one that `torch.compile` gave, or a `PeftModel`.
         processor: Its processor, where there is one.
-        family: Taken from its configuration by default; `auto` detects an unregistered architecture
-            of the common shape, which is then always self-checked.
+        family: Taken from its configuration by default; `auto` detects one that is not registered
+            by its parts, which is then always self-checked.
         selfcheck: Prove in three forwards that every declared site reads and writes; not done for
             a model without weights (on the meta device).
 
@@ -108,7 +108,7 @@ def wrap(
         ModelError: The architecture is not supported, or the self-check failed.
     """
     hf = unwrapped(hf_model)
-    known = None if family == "auto" else _named(family, hf.config) or family_of(hf.config)
+    known = _known(family, hf.config)
     return _view(hf, processor, known, "", selfcheck=selfcheck)
 
 
@@ -128,7 +128,7 @@ def _detected(hf: Any, processor: Any, name: str) -> LVLM:
         ModelError: It is not of the common shape, whatever part of it shows that.
     """
     try:
-        model = LVLM(hf, processor, auto.detect(hf), name)
+        model = LVLM(hf, processor, auto.detect(hf, FAMILIES), name)
         if model.device.type != "meta":
             self_check(model)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
@@ -137,6 +137,19 @@ def _detected(hf: Any, processor: Any, name: str) -> LVLM:
             f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}."
         ) from error
     return model
+
+
+def _known(name: str | None, config: Any) -> Family | None:
+    """The registered family of a configuration; None where one is to be detected.
+
+    Raises:
+        ModelError: The architecture is not registered, and nobody asked to detect it.
+        UsageError: There is no family of that name.
+    """
+    registered = any(config.model_type in family.model_types for family in FAMILIES)
+    if name == "auto":
+        return family_of(config) if registered else None
+    return _named(name, config) or family_of(config)
 
 
 def _named(name: str | None, config: Any) -> Family | None:

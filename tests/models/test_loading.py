@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from lvlm_interp.cli import main
-from lvlm_interp.errors import InputError, ModelError, UsageError
-from lvlm_interp.models.inputs.sample import synthetic_inputs
+from lvlm_interp.errors import ModelError, UsageError
 from lvlm_interp.models.loading import load_model, wrap
 from lvlm_interp.models.selfcheck import inspect, self_check
 from tests.models import processors, zoo
@@ -125,52 +123,6 @@ def test_no_model_there(tmp_path: Path) -> None:
         load_model(tmp_path)
     with pytest.raises(UsageError, match="no family 'lava'"):
         wrap(zoo.build("llava"), family="lava")
-
-
-# -- detected architectures ------------------------------------------------------------------------
-
-
-def vip_llava(**changes: Any) -> Any:
-    torch.manual_seed(0)
-    config = hf.VipLlavaConfig(
-        vision_config=zoo.vision_config("clip_vision_model"),
-        text_config=zoo.text_config(**changes),
-        image_token_index=zoo.IMAGE,
-        vision_feature_layers=[-2],
-    )
-    return hf.VipLlavaForConditionalGeneration(config).eval()
-
-
-def test_an_unregistered_architecture_is_detected_and_proved() -> None:
-    unknown = vip_llava()
-    unknown.config.model_type = "viper"
-    with pytest.raises(ModelError, match='family="auto"'):
-        wrap(unknown)
-    model = wrap(vip_llava(), family="auto")
-    assert model.towers["vision"].n_layers == 2 and model.towers["text"].n_layers == 2
-    inputs = synthetic_inputs(model)
-    clean = model(inputs)
-    with model.edit({"vision.1.resid_post": lambda value: value + 1}):
-        assert (model(inputs) - clean).abs().max() > 0
-    assert len(inputs.tokens[0].image) == 16
-    with pytest.raises(InputError, match="was detected"):
-        inputs.tokens[0].within((0, 0, 4, 4))
-
-
-def test_what_is_not_of_the_common_shape_is_refused_with_what_failed() -> None:
-    torch.manual_seed(0)
-    config = hf.AyaVisionConfig(
-        vision_config=zoo.vision_config("siglip_vision_model", vision_use_head=False),
-        text_config=zoo.text_config("cohere2"),
-        image_token_index=zoo.IMAGE,
-    )
-    with pytest.raises(ModelError, match=r"Cohere2DecoderLayer.*parts of neither"):
-        wrap(hf.AyaVisionForConditionalGeneration(config), family="auto")
-    model = vip_llava()
-    plain = model.model.language_model.layers[0].mlp.forward
-    model.model.language_model.layers[0].mlp.forward = lambda value: -plain(value)
-    with pytest.raises(ModelError, match=r"text\.0\.mlp_out"):
-        wrap(model, family="auto")
 
 
 # -- devices -------------------------------------------------------------------------------------
