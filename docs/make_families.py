@@ -29,7 +29,8 @@ proves the verified ones again on tiny random-weight models (fp32); the same pro
    eager attention.
 3. **writes**: an edited stream against a replaced forward, a zeroed head and a silenced MLP against
    the same done to the raw modules, and every site written with what is already there.
-4. **places**: boxes of pixels whose change moved exactly the tokens that the map gives.
+4. **places**: boxes of pixels whose change moved exactly the tokens that the map gives, and in the
+   vision tower only patches that the map puts behind them.
 5. **batches**: a row of three unlike rows against its single run: logits, vision tower, projector.
 6. **tokens**: generated tokens equal to those of transformers.
 7. **refused**: ways to run without (all of) the image that are refused before a forward.

@@ -14,7 +14,12 @@ import torch
 
 from lvlm_interp.models.families import qwen_vl
 from lvlm_interp.models.families.blocks import HYPERCLOVAX, ONLY_POST_NORMS
-from lvlm_interp.models.families.geometry import grid_layout, random_pixels, stretched
+from lvlm_interp.models.families.geometry import (
+    blocks_of_patches,
+    grid_layout,
+    random_pixels,
+    stretched,
+)
 from lvlm_interp.models.family import CLIP_BLOCK, Block, ImageContext, Tower
 from lvlm_interp.models.inputs.rows import RowContext, Rows, RowsByTower, images_of_rows
 from lvlm_interp.tokens import ImageLayout
@@ -32,7 +37,8 @@ def merged_layout(context: ImageContext) -> list[ImageLayout]:
         _, height, width = grid
         canvas = (width * side, height * side)
         place = stretched(size, canvas)
-        layouts.append(grid_layout(height // merge, width // merge, canvas, place, size))
+        plain = grid_layout(height // merge, width // merge, canvas, place, size)
+        layouts.append(qwen_vl.merged(plain, merge**2))
     return layouts
 
 
@@ -87,6 +93,16 @@ VIDEO_LLAMA_3 = replace(
 # -- PaddleOCR-VL ----------------------------------------------------------------------------------
 
 
+def paddle_layout(context: ImageContext) -> list[ImageLayout]:
+    """As Qwen2-VL, but the tower has the patches row by row and the projector merges them."""
+    grids = context.tensors["image_grid_thw"][context.first : context.first + len(context.sizes)]
+    merge = context.config.vision_config.spatial_merge_size
+    return [
+        blocks_of_patches(layout, (width, height), merge)
+        for layout, (_, height, width) in zip(qwen_vl.layout(context), grids.tolist(), strict=True)
+    ]
+
+
 def paddle_pixels(config: Any) -> dict[str, Any]:
     """One image of four by six patches."""
     side = config.vision_config.patch_size
@@ -108,6 +124,7 @@ PADDLEOCR_VL = replace(
         ),
         qwen_vl.TEXT,
     ),
+    layout=paddle_layout,
     pixels=paddle_pixels,
     projector="model.projector",
     projector_field="",

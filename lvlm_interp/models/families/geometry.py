@@ -178,7 +178,7 @@ def one_to_one(layout: ImageLayout, dropped: int = 0) -> ImageLayout:
 
 
 def blocks_of_patches(
-    layout: ImageLayout, patches: Size, block: int, leading: int = 0
+    layout: ImageLayout, patches: Size, block: int, leading: int = 0, trailing: int = 0
 ) -> ImageLayout:
     """Each token is a square block of patches of its tile (pooled, or shuffled into its channels).
 
@@ -187,10 +187,11 @@ def blocks_of_patches(
         patches: (columns, rows) of patches in a tile.
         block: Side of a block.
         leading: Class and register tokens in front of each tile's patches.
+        trailing: The same behind them.
     """
     _, first, tile = np.unique(layout.tile, return_index=True, return_inverse=True)
     entry = np.argsort(np.argsort(first))[tile]
-    each = leading + patches[0] * patches[1]
+    each = leading + patches[0] * patches[1] + trailing
     down, right = (axis.ravel() for axis in np.mgrid[:block, :block])
     row = layout.row[:, None] * block + down
     col = layout.col[:, None] * block + right

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lvlm_interp.models.families.geometry import (
+    blocks_of_patches,
     grid_layout,
     joined,
     square,
@@ -30,7 +31,10 @@ def layout(context: ImageContext) -> list[ImageLayout]:
         parts = [
             grid_layout(per_side, per_side, canvas, place, size, tile=tile) for tile in range(tiles)
         ]
-        layouts.append(parts[0] if tiles == 1 else without_boxes(joined(parts), NOTE))
+        whole = parts[0] if tiles == 1 else without_boxes(joined(parts), NOTE)
+        patches = side // context.config.vision_config.patch_size
+        block = patches // per_side
+        layouts.append(blocks_of_patches(whole, (patches, patches), block, trailing=1))
     return layouts
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from lvlm_interp.models.families.geometry import grid_layout, joined, stretched, without_boxes
+from lvlm_interp.models.families.geometry import (
+    blocks_of_patches,
+    grid_layout,
+    joined,
+    stretched,
+    without_boxes,
+)
 from lvlm_interp.models.families.llava import TEXT, pixels
 from lvlm_interp.models.family import Block, Family, ImageContext, Tower
 from lvlm_interp.tokens import ImageLayout
@@ -25,7 +31,11 @@ def layout(context: ImageContext) -> list[ImageLayout]:
         parts = [
             grid_layout(per_side, per_side, canvas, place, size, tile=tile) for tile in range(tiles)
         ]
-        layouts.append(parts[0] if tiles == 1 else without_boxes(joined(parts), NOTE))
+        whole = parts[0] if tiles == 1 else without_boxes(joined(parts), NOTE)
+        patches = side // vision.patch_size
+        if patches == per_side * vision.hidden_stride:  # else some groups are part padding
+            whole = blocks_of_patches(whole, (patches, patches), vision.hidden_stride)
+        layouts.append(whole)
     return layouts
 
 

@@ -30,11 +30,11 @@ def layout(context: ImageContext) -> list[ImageLayout]:
         canvas = (width * side, height * side)
         rows, cols = height // merge, width // merge
         plain = grid_layout(rows, cols, canvas, stretched(size, canvas), size)
-        layouts.append(_merged(plain, merge**2))
+        layouts.append(merged(plain, merge**2))
     return layouts
 
 
-def _merged(layout: ImageLayout, n: int) -> ImageLayout:
+def merged(layout: ImageLayout, n: int) -> ImageLayout:
     """The patches of a token follow each other."""
     token = np.arange(len(layout))
     parts = {"vision": token[:, None] * n + np.arange(n), "projector": token}

@@ -15,6 +15,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.proofs.streams import off
 from lvlm_interp.models.zoo.pictures import inverted, noise
+from lvlm_interp.tokens import TokenMap
 
 if TYPE_CHECKING:
     from lvlm_interp.models.lvlm import LVLM
@@ -29,6 +30,7 @@ def token_map(
 ) -> tuple[int | None, int | None]:
     """Boxes of pixels tried, and those whose change moves exactly the tokens that the map gives.
 
+    In the tower it moves patches of these tokens alone, where the map says which are behind them.
     No attention of the vision tower moves anything between patches meanwhile. (None, None) where
     the tokens stand for no place and the map says so.
     """
@@ -38,14 +40,24 @@ def token_map(
     tried = right = 0
     for seed, (width, height) in enumerate(sizes):
         picture = noise((width, height), seed)
-        before, tokens = _merged(model, make, picture)
+        tokens = make([picture], [6]).tokens[0]
+        before = _still(model, make, picture)
         for box in _boxes(width, height):
-            moved = _merged(model, make, inverted(picture, box))[0] - before
-            found = np.flatnonzero(moved.abs().amax(-1).cpu().numpy() > 0)
+            after = _still(model, make, inverted(picture, box))
+            prompt, patches = (_moved(one, other) for one, other in zip(before, after, strict=True))
             expected = tokens.within(box)
             tried += 1
-            right += int(len(expected) > 0 and np.array_equal(found, expected))
+            same = len(expected) > 0 and np.array_equal(prompt, expected)
+            right += int(same and _is_behind(tokens, expected, patches))
     return tried, right
+
+
+def _is_behind(tokens: TokenMap, expected: np.ndarray, patches: np.ndarray) -> bool:
+    """Whether the patches that moved are of these tokens alone, and some of each of them."""
+    if "vision" not in tokens.towers:
+        return True
+    behind = tokens.towers["vision"][expected]
+    return bool(np.isin(behind, patches).any(-1).all()) and set(patches) <= set(behind.ravel())
 
 
 def _boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -60,11 +72,16 @@ def _boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
     ]
 
 
-def _merged(model: LVLM, make: Maker, picture: Image.Image) -> tuple[Tensor, Any]:
-    inputs = make([picture], [6])
+def _still(model: LVLM, make: Maker, picture: Image.Image) -> list[Tensor]:
+    """Prompt and first stream of the tower, when attention moves nothing between patches."""
+    sites = ["text.embed", "vision.0.resid_pre"]
     with model.edit({"vision.*.attn_out": torch.zeros_like}):
-        _, cache = model.run_with_cache(inputs, "text.embed")
-    return cache["text.embed"][0], inputs.tokens[0]
+        _, cache = model.run_with_cache(make([picture], [6]), sites)
+    return [cache[site][0] for site in sites]
+
+
+def _moved(one: Tensor, other: Tensor) -> np.ndarray:
+    return np.flatnonzero((one - other).abs().amax(-1).cpu().numpy() > 0)
 
 
 @torch.no_grad()
