@@ -145,6 +145,7 @@ def test_quantised_weights_load_and_run(bits: int, tmp_path: Path) -> None:
 
 def test_detection_says_what_is_missing_whatever_breaks() -> None:
     net = zoo.build("llava")
+    net.config.model_type = "viper"  # a registered architecture keeps its own family
     net.config.vision_config.image_size = None
     with pytest.raises(ModelError, match="is not of the common shape"):
         wrap(net, family="auto")
