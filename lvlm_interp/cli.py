@@ -29,6 +29,14 @@ __all__ = ["COMMANDS", "main"]
 
 # name -> (one line of help, "module:function")
 COMMANDS: dict[str, tuple[str, str]] = {
+    "align": (
+        "how image and description are aligned inside a model, layer by layer",
+        "lvlm_interp.plotting.align_command:align",
+    ),
+    "align stages": (
+        "how alignment comes about over checkpoints, beside behaviour",
+        "lvlm_interp.plotting.align_command:align_stages",
+    ),
     "extract": (
         "store the activations of a data set",
         "lvlm_interp.activations.command:extract",

@@ -43,7 +43,7 @@ def captioned(examples: Sequence[Example], missing: Missing) -> tuple[list[Examp
         lacking = next(e.id for i, e in enumerate(examples) if i not in there)
         raise InputError(
             f"Example {lacking!r} has no description, so no position 'caption': give it the label "
-            "'caption' (a column of the data file), or leave the position out."
+            "'caption' (in `labels` of its row), or leave the position out."
         )
     found = [
         Example(id=examples[index].id, image=None, prompt=str(texts[index])) for index in there

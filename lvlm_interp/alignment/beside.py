@@ -118,8 +118,9 @@ class Beside(Result):
             return "All answers are of one kind, so nothing can be said about wrong ones."
         own = frame[~frame["baseline"]]
         shown = own[own["p_adjusted"] <= _ALPHA]
+        pool = shown if len(shown) else own
         strength = (shown["value"] - 0.5).abs() if len(shown) else -own["p_adjusted"]
-        best = own.iloc[own.index.get_indexer([strength.idxmax()])[0]]
+        best = pool.iloc[int(np.argmax(strength.to_numpy()))]
         where = f"{best['metric']} at {best['site']}"
         numbers = f"AUROC {best['value']:.2f} [{best['low']:.2f}, {best['high']:.2f}]"
         if not (best["p_adjusted"] <= _ALPHA and not best["low"] <= 0.5 <= best["high"]):

@@ -37,6 +37,9 @@ __all__ = ["ALL", "Setting", "measured"]
 ALL = "all"
 """The condition that holds every example."""
 
+_LEAST_OF_ALL = 8
+"""Examples without which nothing is measured at all."""
+
 _COSINES = ("raw", "centred", "retrieval", "wrong")
 
 
@@ -54,7 +57,7 @@ class Setting:
         n_subsamples: Halves of the examples for the intervals.
         classes: Label inside whose classes a null is permuted too; None for the free one alone.
         heads: Whether each head of a site that has heads is measured.
-        least: Examples that a condition needs to be measured.
+        least: Examples that a condition needs for its similarities; all examples together need 8.
         batch_size: Examples per forward.
         seed: Of permutations and subsamples.
     """
@@ -166,7 +169,7 @@ def _representation(data: Activations, setting: Setting) -> Iterator[dict[str, A
     for condition, inside in conditions(labels, setting.condition):
         keep = np.flatnonzero(inside)
         keep = keep[~names.iloc[keep].duplicated().to_numpy()]
-        if len(keep) < setting.least:
+        if len(keep) < (_LEAST_OF_ALL if condition == ALL else setting.least):
             continue
         part = labels.iloc[keep]
         classes = part[setting.classes] if setting.classes in part else None

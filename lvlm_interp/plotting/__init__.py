@@ -4,6 +4,7 @@ Importing this package also registers what results show in Jupyter.
 """
 
 from lvlm_interp.plotting import display as _display
+from lvlm_interp.plotting.alignment import alignment_map, trajectory
 from lvlm_interp.plotting.bars import behaviour, forest, intervention
 from lvlm_interp.plotting.curves import layer_curve, probe_flow
 from lvlm_interp.plotting.graphs import circuit
@@ -15,6 +16,7 @@ from lvlm_interp.plotting.style import save, venues
 _display.register()
 
 __all__ = [
+    "alignment_map",
     "behaviour",
     "circuit",
     "forest",
@@ -27,6 +29,7 @@ __all__ = [
     "probe_flow",
     "role_map",
     "save",
+    "trajectory",
     "venues",
     "write_lens_page",
 ]

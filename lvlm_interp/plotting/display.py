@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lvlm_interp.alignment import Profile, Trajectory
 from lvlm_interp.circuits import (
     AgainstRandom,
     CircuitCurve,
@@ -27,6 +28,7 @@ from lvlm_interp.lens import (
     TunedLensFit,
 )
 from lvlm_interp.patching import DirectResult, KnockoutResult, PatchResult
+from lvlm_interp.plotting.alignment import alignment_map, trajectory
 from lvlm_interp.plotting.bars import forest
 from lvlm_interp.plotting.curves import layer_curve, probe_flow
 from lvlm_interp.plotting.graphs import circuit
@@ -63,6 +65,8 @@ def register() -> None:
         (KnownNotSaid, show_known),
         (CrossTest, show_cross_test),
         (CausalEffect, show_causal_effect),
+        (Profile, show_profile),
+        (Trajectory, show_trajectory),
     ):
         register_display(kind, function)
 
@@ -316,6 +320,23 @@ def show_causal_effect(result: CausalEffect) -> str:
     found = {"probe's direction": result.effect, "beyond random": result.beyond_random}
     label = "change of the logit difference"
     return _estimates(result, found, label, "What acting on the direction does to the answers")
+
+
+def show_profile(result: Profile) -> str:
+    """Layer against layer, and what was found in words."""
+    metric = "cka" if "cka" in set(result.best["metric"]) else str(result.best["metric"].iloc[0])
+    columns = ["metric", "site", "other_site", "value", "low", "high", "threshold", "p", "p_within"]
+    return _shown(
+        result,
+        lambda found: alignment_map(found, metric=metric),
+        result.sentence,
+        result.best[columns],
+    )
+
+
+def show_trajectory(result: Trajectory) -> str:
+    """Representation beside behaviour, over the models."""
+    return _shown(result, trajectory, result.sentence, result.overview())
 
 
 def _estimates(result: Result, found: dict[str, Estimate], label: str, caption: str) -> str:
