@@ -18,9 +18,8 @@ from lvlm_interp.alignment.measures import centred_kernel
 from lvlm_interp.alignment.neighbours import overlaps
 from lvlm_interp.alignment.sides import sides_of
 from lvlm_interp.errors import UsageError
-from lvlm_interp.lens.detection import area
 from lvlm_interp.results import Result, ResultTable
-from lvlm_interp.stats import benjamini_hochberg
+from lvlm_interp.stats import area, auroc, benjamini_hochberg
 
 __all__ = ["PER_EXAMPLE", "Beside", "beside_behaviour", "per_example"]
 
@@ -150,7 +149,6 @@ def beside_behaviour(
     answers: Any,
     *,
     within: str | None = None,
-    n_resamples: int = 1000,
     n_shuffles: int = 1000,
     seed: int = 0,
 ) -> Beside:
@@ -163,10 +161,8 @@ def beside_behaviour(
             `evaluation`), and if known `p_yes, p_no`, `probability` or `margin` as the confidence.
         within: Column of the answers: only examples with an equal value are compared, so that an
             easy kind of question is not taken for alignment.
-        n_resamples: Of the bootstrap, which draws whole groups (the features are fixed, so copies
-            do no harm here).
         n_shuffles: Shuffles of right and wrong (inside `within`).
-        seed: Of both.
+        seed: Of the shuffles.
 
     Raises:
         UsageError: No example in common, or columns that are missing.
@@ -189,7 +185,7 @@ def beside_behaviour(
         found.append((CONFIDENCE, "", True, known["confidence"]))
     out = [
         {"metric": metric, "site": site or None, "unit": "area", "baseline": baseline}
-        | _tested(values, known, n_resamples, n_shuffles, seed)
+        | _tested(values, known, n_shuffles, seed)
         for metric, site, baseline, values in found
     ]
     frame = pd.DataFrame(out)
@@ -224,37 +220,29 @@ def _answers(answers: Any, within: str | None) -> pd.DataFrame:
     return known.assign(wrong=known["wrong"].astype(bool))
 
 
-def _tested(
-    values: pd.Series, known: pd.DataFrame, n_resamples: int, n_shuffles: int, seed: int
-) -> dict[str, Any]:
+def _tested(values: pd.Series, known: pd.DataFrame, n_shuffles: int, seed: int) -> dict[str, Any]:
     joined = known.join(values.rename("feature"), how="inner").dropna(subset=["feature"])
     if joined.empty:
         raise UsageError("features and answers have no example in common")
     scores, wrong = -joined["feature"].to_numpy(dtype=float), joined["wrong"].to_numpy(dtype=bool)
     strata = (
-        pd.factorize(joined["stratum"])[0] if "stratum" in joined else np.zeros(len(joined), int)
+        pd.factorize(joined["stratum"])[0]
+        if "stratum" in joined
+        else np.zeros(len(joined), dtype=np.intp)
     )
     found = {"n": len(joined), "n_wrong": int(wrong.sum())}
-    value = stratified(scores, wrong, strata)
-    if math.isnan(value):
+    told = auroc(wrong, scores, joined["group"].to_numpy(), strata=strata)
+    if math.isnan(told.estimate):
         return found | dict.fromkeys(("value", "low", "high", "shuffled", "p"), math.nan)
     rng = np.random.default_rng(seed)
     shuffled = [
         stratified(scores, _shuffled(wrong, strata, rng), strata) for _ in range(n_shuffles)
     ]
-    far = sum(abs(each - 0.5) >= abs(value - 0.5) - 1e-12 for each in shuffled)
-    members = list(
-        pd.Series(np.arange(len(joined))).groupby(pd.factorize(joined["group"])[0]).indices.values()
-    )
-    drawn = []
-    for _ in range(n_resamples):
-        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        drawn.append(stratified(scores[rows], wrong[rows], strata[rows]))
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    far = sum(abs(each - 0.5) >= abs(told.estimate - 0.5) - 1e-12 for each in shuffled)
     return found | {
-        "value": value,
-        "low": float(low),
-        "high": float(high),
+        "value": told.estimate,
+        "low": told.low,
+        "high": told.high,
         "shuffled": float(np.mean(shuffled)),
         "p": (1 + far) / (n_shuffles + 1),
     }
@@ -270,7 +258,7 @@ def stratified(
         bad = int(wrong[own].sum())
         count = bad * (int(own.sum()) - bad)
         if count:
-            top += count * area(scores[own], wrong[own])
+            top += count * area(wrong[own], scores[own])
             pairs += count
     return top / pairs if pairs else math.nan
 

@@ -9,7 +9,7 @@ from lvlm_interp.errors import UsageError
 from lvlm_interp.results import ResultTable
 from tests.alignment.conftest import collected
 
-QUICK = {"n_resamples": 100, "n_shuffles": 199}
+QUICK = {"n_shuffles": 199}
 
 
 def planted(n=120, link=2.0, seed=0):
@@ -43,7 +43,7 @@ def test_the_area_is_that_of_scikit_learn():
     from sklearn.metrics import roc_auc_score
 
     rows, answers = planted(link=0.7)
-    frame = al.beside_behaviour(rows, answers, n_resamples=20, n_shuffles=20).table.frame
+    frame = al.beside_behaviour(rows, answers, n_shuffles=20).table.frame
     values = [row["value"] for row in rows if row["metric"] == "overlap"]
     expected = roc_auc_score(answers["wrong"], -np.array(values))
     assert frame["value"].iloc[0] == pytest.approx(expected, abs=1e-12)
@@ -54,7 +54,7 @@ def test_nothing_is_claimed_where_there_is_nothing():
     for seed in range(6):
         rows, answers = planted(n=60, link=0.0, seed=seed)
         some = answers.drop(columns="probability")
-        found = al.beside_behaviour(rows, some, n_resamples=50, n_shuffles=99)
+        found = al.beside_behaviour(rows, some, n_shuffles=99)
         claims += "says nothing shown" not in found.sentence
     assert claims <= 1
 
@@ -112,7 +112,7 @@ def test_per_example_values_are_the_metrics_piece_by_piece():
     rank = one[one["metric"] == "rank"]["value"]
     assert (rank == 1).mean() == pytest.approx(al.cosine(y, x, kind="retrieval"), abs=0.35)
     assert rank.between(0, 1).all()
-    found = al.beside_behaviour(data, data.labels, n_resamples=20, n_shuffles=20)
+    found = al.beside_behaviour(data, data.labels, n_shuffles=20)
     assert len(found.table) == 3 * 5
 
 
