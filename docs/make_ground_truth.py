@@ -58,8 +58,9 @@ not seen | the shape in another colour |
 What a component reads starts as a detector in closed form (ridge regression on the base's states),
 what it writes as the foil's logit or the flaw's gradient; a few dozen steps of Adam do the rest
 (the flaw's margin against the KL divergence from the base on everything else). Every part of a head
-has the median norm of its neighbours' parts, so that size gives nothing away, and a neuron's parts
-the largest; a direction has whatever norm it needs. A head is taken over only where the base hardly
+has the median norm of its neighbours' parts, so that it is neither large nor small, and a neuron's
+parts the largest; a direction has whatever norm it needs. That is no secret to who looks for it: \
+see *weights* below. A head is taken over only where the base hardly
 needs it (mean KL below 0.01 nats without it).
 
 A plant counts if, on held-out scenes, the flaw shows on at least 80% of the trigger scenes and the
@@ -158,13 +159,22 @@ READING = """## How to read it
   taken for it: all that the flaw adds goes through the guilty component. Of two in series, each
   alone takes the flaw away. Patching depends on the clean side: a neuron that fires at the clean
   word as well is missed, for its clean value takes nothing away, where 0 or the mean does.
-- **AtP** follows the gradient of the corrupt run, where the flaw is at its full size. Where the
-  answer has levelled off there, the gradient is near zero or even against the flaw, and the guilty
-  component drops from the first place to the last. That is so for some neurons and heads of the
-  vision tower; `tests/circuits/test_truth.py` holds one, whose flaw is stronger at three quarters
-  of the way from the clean value to the corrupt one than at the end. **AtP\\*** takes the gradient
-  of the clean run, as its paper has it; **integrated gradients** and **EAP-IG** average it along
-  the path. All of them mend it.
+- **AtP** in the table follows the gradient of the corrupt run, where the flaw is at its full size,
+  and **AtP\\*** that of the clean run, as its paper has it (of directions: the corrupt run's); so
+  the two rows differ in the run as well as in the method. Where the answer has levelled off in the
+  corrupt run, its gradient is near zero or even against the flaw, and the guilty component drops
+  from the first place to the last. That is so for some neurons and heads of the vision tower;
+  `tests/circuits/test_truth.py` holds one, whose flaw is stronger at three quarters of the way from
+  the clean value to the corrupt one than at the end. There plain AtP with the clean run's gradient
+  puts the guilty head first, and so does AtP\\* with either run's: the low row of AtP is the choice
+  of the run, not the method. `METHODS` scores each by both runs now (*AtP, clean gradient* and
+  *AtP\\*, corrupt gradient*); the table's run, of 2026-11-22, has neither. **Integrated gradients**
+  and **EAP-IG** average the gradient along the path and need no choice of run.
+- **Weights.** Two statistics of the weights alone, *nearest to the median norm* and *stable rank*
+  of W_Q, are baselines of `METHODS` since the table's run. They find planted heads with no forward
+  (norms were set to the median itself, and W_Q is almost of rank one; the same test holds one), so
+  a plant is not hidden from who reads weights. The methods in the table look at activations and
+  are told of neither. Plants with norms and ranks like their neighbours' are not drawn yet.
 - **Direct logit attribution** sees only what a head adds to the logits itself: a head that writes
   the foil, but not the first of two in series, which hands a flag to the second. It has no score
   for neurons, directions and the vision tower here.

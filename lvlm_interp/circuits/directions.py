@@ -24,6 +24,7 @@ from lvlm_interp.patching.metrics import Scorer
 from lvlm_interp.sites import Site
 
 SITE = Site.parse("projector.out")
+Side = Literal["clean", "corrupt"]
 DirectionMethod = Literal["patch", "zero", "mean", "atp", "atp_star", "ig"]
 
 
@@ -33,10 +34,11 @@ def score_directions(
     basis: Float[Tensor, "direction d_model"],
     method: DirectionMethod | str,
     *,
+    gradient: Side = "corrupt",
     steps: int = 5,
     batch_size: int = 16,
 ) -> tuple[Float[np.ndarray, " direction"], float]:
-    """Effect of every direction on the corrupt run's logit difference, averaged over the pairs.
+    """Effect of every direction on the logit difference, clean minus corrupt, over the pairs.
 
     Args:
         model: The model.
@@ -44,6 +46,8 @@ def score_directions(
         basis: Unit vectors.
         method: `patch` (clean into corrupt), `zero`, `mean` ablation of the corrupt run, `atp`,
             `atp_star` (GradDrop, unsigned) or `ig` (integrated gradients along the pixels).
+        gradient: Run at which `atp` and `atp_star` take the gradient: the corrupt one that clean
+            values are patched into (denoising), or the clean one (noising).
         steps: Of integrated gradients.
         batch_size: Pairs at once.
 
@@ -71,7 +75,10 @@ def score_directions(
             effects = [_exchange(model, batch, target, d, score) - base for d in basis]
             found, forwards = torch.stack(effects), 2.0 + len(basis)
         else:
-            found, forwards = _estimates(model, batch, clean[0], basis, score, method, steps)
+            change = clean[0] - corrupt[0]
+            found, forwards = _estimates(
+                model, batch, change, basis, score, method, steps, gradient
+            )
         total += found.detach().double().sum(-1).numpy()
         cost += forwards * len(batch)
     return total / len(pairs), cost
@@ -97,15 +104,16 @@ def _exchange(
 def _estimates(
     model: LVLM,
     batch: PairBatch,
-    clean: Tensor,
+    change: Tensor,
     basis: Tensor,
     score: Scorer,
     method: str,
     steps: int,
+    gradient: Side,
 ) -> tuple[Float[Tensor, "direction pair"], float]:
     layers = [("text", layer) for layer in range(model.n_layers)] if method == "atp_star" else []
-    run = gradient_run(model, batch.corrupt, [SITE], score, droppable=layers)
-    change = clean - run.values[SITE].detach()
+    inputs = batch.corrupt if gradient == "corrupt" else batch.clean
+    run = gradient_run(model, inputs, [SITE], score, droppable=layers)
 
     def along(grad: Tensor) -> Tensor:
         return torch.einsum("ptd,nd,pte,ne->np", change, basis, grad, basis)

@@ -1,7 +1,7 @@
 """Every localisation method as one function: a plant and its pairs in, a score per component out.
 
-Scores are the mean effect on the corrupt run's logit difference, towards the clean run: the higher,
-the more guilty. Methods without a sign rank by size.
+Scores are the mean effect on the logit difference, towards the clean run: the higher, the more
+guilty. Methods without a sign rank by size.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
-from lvlm_interp.circuits.directions import DirectionMethod, score_directions
+from lvlm_interp.circuits.directions import DirectionMethod, Side, score_directions
 from lvlm_interp.circuits.graph import Graph
 from lvlm_interp.circuits.scores import score_edges
 from lvlm_interp.data.examples import ContrastPair
@@ -30,6 +31,7 @@ from lvlm_interp.patching import (
     attribution_patch,
     direct_logit_attribution,
 )
+from lvlm_interp.patching.result import effect_and_gap
 
 SITES = {
     "head": ("text.*.z",),
@@ -104,17 +106,20 @@ def _ablation(mode: str) -> Localiser:
     return localise
 
 
-def _attribution(case: Case) -> Scored:
-    return _directions(case, "atp") or _table(case, attribution_patch)
+def _attribution(gradient: Side, *, graddrop: bool = False) -> Localiser:
+    """AtP, and AtP* with `graddrop`, by the gradient of one run.
 
-
-def _atp_star(case: Case) -> Scored:
-    """As its paper has it: gradients of the clean run, which the other run is patched into.
-
-    Directions of the projector are scored on the corrupt run.
+    Where an answer has levelled off the gradient is small, so the two runs need not agree: both are
+    scored. AtP*'s paper takes that of the clean run, which the other is patched into.
     """
-    found = _directions(case, "atp_star")
-    return found or _table(case, attribution_patch, graddrop=True, direction="noise")
+    direction = "noise" if gradient == "clean" else "denoise"
+
+    def localise(case: Case) -> Scored:
+        name: DirectionMethod = "atp_star" if graddrop else "atp"
+        found = _directions(case, name, gradient)
+        return found or _table(case, attribution_patch, graddrop=graddrop, direction=direction)
+
+    return localise
 
 
 def _integrated(case: Case) -> Scored:
@@ -183,6 +188,45 @@ def _magnitude(case: Case) -> Scored:
     return Scored(np.array(scores), 0.0)
 
 
+def _near_median(case: Case) -> Scored:
+    """How near every part's norm is to the median of its neighbours: no more than a rank of them.
+
+    A plant whose parts were given that very norm is found by it, with no forward.
+    """
+    return _of_parts(
+        case,
+        lambda own, neighbours: (
+            -float((own.norm() / neighbours.median()).log().abs().clamp_min(1e-12).log())
+        ),
+    )
+
+
+def _stable_rank(case: Case) -> Scored:
+    """How few directions a component's first part has: minus |W|_F^2 / |W|_2^2."""
+    return _of_parts(case, lambda own, _: -_rank(own), parts=1)
+
+
+def _rank(weight: Tensor) -> float:
+    values = torch.linalg.svdvals(torch.atleast_2d(weight).float())
+    return float(values.square().sum() / values[0].square())
+
+
+def _of_parts(
+    case: Case, measure: Callable[[Tensor, Tensor], float], *, parts: int | None = None
+) -> Scored:
+    """The least suspicious of a component's parts, by a measure of the weights alone."""
+    tail, scores = Tail(case.plant.model), []
+    for place in case.places:
+        mine = parts_of(tail, place)[:parts]
+        weights = [tail.weights[part.name] for part in mine]
+        each = [
+            measure(part.of(weight), part.neighbours(weight))
+            for part, weight in zip(mine, weights, strict=True)
+        ]
+        scores.append(min(each))
+    return Scored(np.array(scores), 0.0)
+
+
 def _random(case: Case) -> Scored:
     rng = np.random.default_rng([case.plant.seed, len(case.places)])
     return Scored(rng.random(len(case.places)), 0.0)
@@ -192,18 +236,23 @@ METHODS: dict[str, Localiser] = {
     "activation patching": _patching,
     "zero ablation": _ablation("zero"),
     "mean ablation": _ablation("mean"),
-    "AtP": _attribution,
-    "AtP*": _atp_star,
+    "AtP": _attribution("corrupt"),
+    "AtP, clean gradient": _attribution("clean"),
+    "AtP*": _attribution("clean", graddrop=True),
+    "AtP*, corrupt gradient": _attribution("corrupt", graddrop=True),
     "integrated gradients": _integrated,
     "EAP": _eap("eap"),
     "EAP-IG": _eap("eap_ig"),
     "direct logit attribution": _direct,
     "weight magnitude": _magnitude,
+    "nearest to the median norm": _near_median,
+    "stable rank": _stable_rank,
     "random": _random,
 }
 
 _HEADS_ONLY = ("EAP", "EAP-IG")
 _TEXT_HEADS_ONLY = ("direct logit attribution",)
+_PARTS_ONLY = ("nearest to the median norm", "stable rank")
 
 
 def methods_for(kind: str) -> list[str]:
@@ -213,15 +262,18 @@ def methods_for(kind: str) -> list[str]:
     return [
         name
         for name in METHODS
-        if (heads or name not in _HEADS_ONLY) and (text or name not in _TEXT_HEADS_ONLY)
+        if (heads or name not in (*_HEADS_ONLY, *_PARTS_ONLY))
+        and (text or name not in _TEXT_HEADS_ONLY)
     ]
 
 
-def _directions(case: Case, method: DirectionMethod) -> Scored | None:
+def _directions(case: Case, method: DirectionMethod, gradient: Side = "corrupt") -> Scored | None:
     basis = case.plant.basis
     if basis is None:
         return None
-    scores, cost = score_directions(case.plant.model, case.pairs, basis, method, steps=_STEPS)
+    scores, cost = score_directions(
+        case.plant.model, case.pairs, basis, method, gradient=gradient, steps=_STEPS
+    )
     return Scored(scores, cost)
 
 
@@ -241,9 +293,11 @@ def _table(case: Case, method: Callable[..., PatchResult], **options: object) ->
 
 
 def effects(result: PatchResult, places: Sequence[Place]) -> Float[np.ndarray, " component"]:
-    """Mean over the pairs of m(patched) - m(corrupt), or of the score without sign."""
+    """Mean over the pairs of the effect towards the clean run, or of the score without sign."""
     frame = result.table.frame
-    value = frame["m_patched"] - frame["m_corrupt"] if result.signed else frame["value"]
+    effect, _ = effect_and_gap(frame)
+    towards = effect.where(frame["direction"] == "denoise", -effect)
+    value = towards if result.signed else frame["value"]
     unit = frame["head"].fillna(frame["neuron"]).astype(int)
     site = frame["tower"] + "." + frame["layer"].astype(str) + "." + frame["site"]
     means = pd.DataFrame({"site": site, "unit": unit, "value": value}).groupby(["site", "unit"])

@@ -175,10 +175,21 @@ def test_attribution_misses_a_head_whose_flaw_has_levelled_off():
     assert flaw(0.75) > flaw(1.0) > 0 > flaw(0.0)
     ranks = {
         name: hits(localisers.METHODS[name](case).scores, case.guilty)["rank"]
-        for name in ("AtP", "AtP*", "integrated gradients", "activation patching")
+        for name in (
+            "AtP",
+            "AtP, clean gradient",
+            "AtP*",
+            "AtP*, corrupt gradient",
+            "integrated gradients",
+            "activation patching",
+        )
     }
     assert ranks.pop("AtP") == len(case.places)
     assert set(ranks.values()) == {1.0}
+    # What the page says of weights: the plants are found without a forward.
+    blind = ("nearest to the median norm", "stable rank")
+    found = [hits(localisers.METHODS[name](case).scores, case.guilty)["rank"] for name in blind]
+    assert min(found) == 1.0
 
 
 @pytest.fixture
