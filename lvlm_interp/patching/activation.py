@@ -72,8 +72,7 @@ def activation_patch(
         SiteError: No such site.
     """
     check_metric(metric)
-    if direction not in get_args(Direction):
-        raise UsageError(f"direction={direction!r}: expected 'denoise' or 'noise'.")
+    check_direction(direction)
     chosen = model.sites(sites)
     choice = Choice.make(positions, heads, neurons).over(chosen)
     writer = RowWriter(metric=name_of(metric), direction=direction)
@@ -90,6 +89,16 @@ def activation_patch(
             bar.update(len(batch))
     table = ResultTable(writer.frame(), _provenance(model, pairs, metric, direction))
     return PatchResult(table, tuple(writer.no_gap), cost)
+
+
+def check_direction(direction: str) -> None:
+    """Refuse an unknown direction.
+
+    Raises:
+        UsageError: Neither `denoise` nor `noise`.
+    """
+    if direction not in get_args(Direction):
+        raise UsageError(f"direction={direction!r}: expected 'denoise' or 'noise'.")
 
 
 def _provenance(

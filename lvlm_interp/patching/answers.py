@@ -1,8 +1,8 @@
 """Metrics of an answer that has several spellings: they count together.
 
 A model that says "Yes" or " yes" has said yes. The logit of a set of words is logsumexp of theirs,
-which is the logit of the event that one of them comes next: softmax of it beside all other logits is
-the sum of their probabilities.
+the logit of the event that one of them comes next: softmax of it beside all other logits is the sum
+of their probabilities.
 """
 
 from __future__ import annotations
@@ -29,16 +29,14 @@ def spellings(word: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((word, word.lower(), word.capitalize(), word.upper())))
 
 
-def answer_set_metric(
-    model: LVLM, *, against: str = "foil", same: Spellings = spellings
-) -> Metric:
+def answer_set_metric(model: LVLM, *, against: str = "foil", same: Spellings = spellings) -> Metric:
     """A metric for any method here: the answer in all its spellings.
 
     Args:
         model: Whose tokenizer says which token each spelling begins with: in the reply, behind a
             blank, and at the start of a text.
-        against: `foil` gives logsumexp(answer) - logsumexp(foil) in logits; `all` the
-            log-probability of the set, in nats.
+        against: `foil` gives logsumexp(answer) - logsumexp(foil) in logits, tokens that begin
+            both left out; `all` the log-probability of the set, in nats.
         same: Spellings of a word.
 
     Returns:
@@ -54,25 +52,26 @@ def answer_set_metric(
     def ids(word: str, reply: str) -> tuple[int, ...]:
         return token_ids(model, word, reply, same)
 
-    def together(logits: Tensor, row: int, word: str, pair: ContrastPair) -> Tensor:
-        return logits[row, list(ids(word, pair.clean.reply))].logsumexp(-1)
+    def apart(pair: ContrastPair) -> tuple[list[int], list[int]]:
+        first, second = (set(ids(word, pair.clean.reply)) for word in (pair.answer, pair.foil))
+        if first <= second or second <= first:
+            raise UsageError(
+                f"Pair {pair.id!r}: spellings of the answer {pair.answer!r} and of the foil "
+                f"{pair.foil!r} begin with the same tokens: choose words that can be told apart."
+            )
+        return sorted(first - second), sorted(second - first)
 
     def metric(
         logits: Float[Tensor, "pair d_vocab"], pairs: Sequence[ContrastPair]
     ) -> Float[Tensor, " pair"]:
         values = []
-        for row, pair in enumerate(pairs):
-            answer = together(logits, row, pair.answer, pair)
-            if against == "all":
-                values.append(answer - logits[row].logsumexp(-1))
-                continue
-            shared = {*ids(pair.answer, pair.clean.reply)} & {*ids(pair.foil, pair.clean.reply)}
-            if shared:
-                raise UsageError(
-                    f"Pair {pair.id!r}: spellings of the answer {pair.answer!r} and of the foil "
-                    f"{pair.foil!r} begin with the same token: choose words that can be told apart."
-                )
-            values.append(answer - together(logits, row, pair.foil, pair))
+        for row, pair in zip(logits, pairs, strict=True):
+            if against == "foil":
+                answer, foil = apart(pair)
+                values.append(row[answer].logsumexp(-1) - row[foil].logsumexp(-1))
+            else:
+                mine = list(ids(pair.answer, pair.clean.reply))
+                values.append(row[mine].logsumexp(-1) - row.logsumexp(-1))
         return torch.stack(values)
 
     metric.__name__ = "answer_set_" + ("logit_diff" if against == "foil" else "logprob")
