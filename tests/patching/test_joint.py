@@ -63,7 +63,8 @@ def test_activations_of_one_s_own_are_put_in(model, pairs):
         model, pairs, {"mlp": ["text.1.mlp_out"], "head": ["text.0.z[2]"]}, source=nothing, **QUIET
     ).table.frame
     for name, site in (("mlp", "text.1.mlp_out"), ("head", "text.0.z")):
-        zero = ablate(model, pairs, site, "all", mode="zero", heads=[(0, 2)], **QUIET)
+        heads = [(0, 2)] if name == "head" else "each"
+        zero = ablate(model, pairs, site, "all", mode="zero", heads=heads, **QUIET)
         np.testing.assert_allclose(
             found[found.site == name].m_patched, zero.table.frame.m_patched, atol=1e-5
         )
