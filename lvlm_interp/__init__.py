@@ -17,6 +17,7 @@ _PUBLIC = {
     "Site": "lvlm_interp.sites:Site",
     "TokenMap": "lvlm_interp.tokens:TokenMap",
     "alignment": "lvlm_interp.alignment",
+    "attribution": "lvlm_interp.attribution",
     "build_pairs": "lvlm_interp.data.build_pairs:build_pairs",
     "circuits": "lvlm_interp.circuits",
     "collect": "lvlm_interp.activations.memory:collect",

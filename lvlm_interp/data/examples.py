@@ -61,6 +61,8 @@ class Example:
             middle of a caption. Empty asks for the reply's first word.
         objects: What the image shows, where the data says so.
         relations: How the objects lie to each other, such as `(0, "left of", 1)`.
+        question: The bare question inside a prompt that says more (a leading sentence, a hint);
+            None where the prompt is the question.
     """
 
     id: str
@@ -75,8 +77,13 @@ class Example:
     reply: str = ""
     objects: tuple[Annotated, ...] = ()
     relations: tuple[Relation, ...] = ()
+    question: str | None = None
 
     def __post_init__(self) -> None:
+        if self.question is not None and self.question not in self.prompt:
+            raise ValueError(
+                f"{self.id}: question {self.question!r} must stand inside prompt {self.prompt!r}"
+            )
         if self.level is not None:
             _check_member("level", self.level, LEVELS, self.id)
         if self.answer is not None:

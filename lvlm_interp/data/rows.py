@@ -28,9 +28,9 @@ EXAMPLE_FIELDS: dict[str, bool] = {
     **dict.fromkeys(("id", "question_id", "foil", "level", "group", "reply"), False),
     **dict.fromkeys(("objects", "relations", "boxes", "box", "labels"), False),
 }
-"""Fields of a line of rows, and whether each is needed; `text` and `question` are `prompt`,
-`label` is `answer`, `question_id` is `id` where there is none, and `box` is the box named
-`object`."""
+"""Fields of a line of rows, and whether each is needed; `text` is `prompt`, `label` is `answer`,
+`question_id` is `id` where there is none, and `box` is the box named `object`. `question` beside a
+`prompt` is the bare question inside it, alone it is the `prompt`."""
 
 _IMAGE_MARK = re.compile(r"<image>|<\|image_pad\|>|<\|image\|>|<image_placeholder>|<img>")
 
@@ -89,7 +89,13 @@ def parse_example(line: Line) -> Example:
         DataError: A field is unknown, missing or wrong.
     """
     line.check_names(EXAMPLE_FIELDS)
-    prompt = question(line, line.one_of("prompt", "text", "question"))
+    bare = None
+    if line.fields.get("prompt") is not None and line.fields.get("question") is not None:
+        prompt, bare = question(line, "prompt"), line.text("question")
+        if bare is not None and bare not in prompt:
+            raise line.error("question", f"{bare!r} does not stand inside 'prompt' {prompt!r}.")
+    else:
+        prompt = question(line, line.one_of("prompt", "text", "question"))
     answer, foil = line.text(line.one_of("answer", "label")), line.text("foil")
     if answer is not None:
         foil = negation(answer) if foil is None else foil
@@ -113,6 +119,7 @@ def parse_example(line: Line) -> Example:
         group=line.name("group", None),
         boxes=boxes,
         labels=labels if answer is None else {"truth": answer} | labels,
+        question=bare,
         reply=line.text("reply") or "",
         objects=objects,
         relations=line.relations("relations", len(objects)),
