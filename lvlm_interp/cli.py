@@ -77,6 +77,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "build a unified benchmark of objects, attributes and relations from annotations",
         "lvlm_interp.evaluation.command:build_bench",
     ),
+    "attribute": (
+        "share each answer out among the image, the prompt and the model's prior",
+        "lvlm_interp.attribution.command:main",
+    ),
     "score": (
         "score anyone's answers to a published benchmark, by a rule with a name",
         "lvlm_interp.evaluation.command:score",

@@ -184,3 +184,15 @@ def test_wrong_input_is_one_sentence(scenes):
         li.attribution.three_sources(scenes, examples, replies=["yes"])
     with pytest.raises(ValueError, match="must stand inside prompt"):
         li.Example(id="0", image=None, prompt="is it ?", question="what ?")
+
+
+def test_the_command_writes_tables_and_a_sentence(tmp_path, capsys):
+    from lvlm_interp.cli import main
+
+    data = "scenes:object:4:0:trigger"
+    assert not main(["attribute", "scenes", data, "--out", str(tmp_path), "--n", "6"])
+    said = capsys.readouterr().out
+    assert "image off: mean" in said and "prompt not tested" in said
+    frame = li.ResultTable.read_parquet(tmp_path / "sources.parquet").frame
+    assert frame["example"].nunique() == 6
+    assert {"answers.csv", "means.csv"} <= {path.name for path in tmp_path.iterdir()}
