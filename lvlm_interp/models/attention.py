@@ -88,7 +88,9 @@ def attend(
     if attention_mask is not None:
         scores = _masked(scores, attention_mask[..., : key.shape[-2]])
     scores = _carry(lines, "scores", scores)
-    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    # At least in single precision, as the models have it; a model in double precision stays there.
+    precision = torch.promote_types(scores.dtype, torch.float32)
+    pattern = torch.softmax(scores, dim=-1, dtype=precision).to(query.dtype)
     pattern = _carry(lines, "pattern", pattern)
     pattern = nn.functional.dropout(pattern, p=dropout, training=module.training)
     return (pattern @ value).transpose(1, 2).contiguous(), pattern

@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.models.hooks import Tap, View
+from lvlm_interp.models.hooks import Tap
 from lvlm_interp.models.inputs.rows import RowContext, RowsByTower, entries_by_tokens
+from lvlm_interp.models.views import View
 from lvlm_interp.sites import Site
 from lvlm_interp.tokens import ImageLayout
 

@@ -13,126 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock, get_ident
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lvlm_interp.errors import SiteError
+from lvlm_interp.models.views import AS_IS, Follower, View
 
 EDIT, READ = 0, 1
 """Order of visitors on one line."""
 
 Visitor = Callable[[Tensor], Tensor | None]
 """Gets a site's value; returns the new value, or None to leave it."""
-
-
-@dataclass(frozen=True)
-class View:
-    """How a site sees a raw tensor, and how a new value goes back into it."""
-
-    read: Callable[[Tensor], Tensor]
-    write: Callable[[Tensor, Tensor], Tensor]
-
-    def then(self, inner: View) -> View:
-        """This view first, `inner` on what it sees."""
-        return View(
-            lambda raw: inner.read(self.read(raw)),
-            lambda raw, new: self.write(raw, inner.write(self.read(raw), new)),
-        )
-
-
-AS_IS = View(lambda raw: raw, lambda raw, new: new)
-
-
-def heads(n: int, d_head: int) -> View:
-    """`... head*d_head` seen as `... head d_head`."""
-    return View(
-        lambda raw: raw.unflatten(-1, (n, d_head)), lambda raw, new: new.flatten(start_dim=-2)
-    )
-
-
-def fused_heads(index: int, n: int, d_head: int) -> View:
-    """One of q, k, v (index 0, 1, 2), of `n` heads, out of one axis that holds them in this order.
-
-    Keys and values have as many heads as each other, queries may have more.
-    """
-
-    def place(raw: Tensor) -> slice:
-        start = 0 if index == 0 else raw.shape[-1] - (3 - index) * n * d_head
-        return slice(start, start + n * d_head)
-
-    def write(raw: Tensor, new: Tensor) -> Tensor:
-        at = place(raw)
-        parts = [raw[..., : at.start], new.flatten(start_dim=-2), raw[..., at.stop :]]
-        return torch.cat(parts, dim=-1)
-
-    return View(lambda raw: raw[..., place(raw)].unflatten(-1, (n, d_head)), write)
-
-
-def leading(n: int) -> View:
-    """The first `n` numbers of a head that carries more (a gate behind its query)."""
-    return View(lambda raw: raw[..., :n], lambda raw, new: torch.cat([new, raw[..., n:]], dim=-1))
-
-
-FLAT_POSITIONS = View(lambda raw: raw.flatten(1, -2), lambda raw, new: new.reshape(raw.shape))
-"""For tensors with several axes between batch and width (images, tiles, patches)."""
-
-
-def scaled(factor: Callable[[], Tensor]) -> View:
-    """A branch that the block multiplies by a factor (LayerScale, a tanh gate) before adding it.
-
-    Where the factor is zero the raw value stays: nothing written there could be seen.
-    """
-
-    def write(raw: Tensor, new: Tensor) -> Tensor:
-        by = factor()
-        return torch.where(by == 0, raw, new / torch.where(by == 0, torch.ones_like(by), by))
-
-    return View(lambda raw: raw * factor(), write)
-
-
-@dataclass(eq=False)
-class Frame:
-    """What a module was last called with, for views that need it; filled while it is in use."""
-
-    module: nn.Module
-    args: tuple = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    users: int = 0
-    handle: Any = None
-
-    def open(self) -> None:
-        """Start to follow the module's calls."""
-        self.users += 1
-        if self.users == 1:
-            self.handle = self.module.register_forward_pre_hook(self._note, with_kwargs=True)
-
-    def close(self) -> None:
-        """Stop, once nobody needs it, and keep no tensor alive."""
-        self.users -= 1
-        if self.users == 0:
-            self.handle.remove()
-            self.args, self.kwargs = (), {}
-
-    def _note(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self.args, self.kwargs = args, kwargs
-
-    @property
-    def stream(self) -> Tensor:
-        """The residual stream that the module was called with."""
-        return self.kwargs["hidden_states"] if "hidden_states" in self.kwargs else self.args[0]
-
-
-@runtime_checkable
-class Follower(Protocol):
-    """What follows calls of a model while a view needs to know of them."""
-
-    def open(self) -> None:
-        """Start to follow."""
-
-    def close(self) -> None:
-        """Stop, once nobody needs it."""
 
 
 Reroute = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
@@ -152,22 +44,6 @@ def rerouted(module: nn.Module, route: Reroute) -> Iterator[None]:
             del module.forward
         else:
             module.forward = had
-
-
-def unflattened(frame: Frame) -> View:
-    """`batch*pos d` seen as `batch pos d`, with the axes that the block was called with."""
-    return View(
-        lambda raw: raw if raw.ndim > 2 else raw.unflatten(0, frame.stream.shape[:-1]),
-        lambda raw, new: new.reshape(raw.shape),
-    )
-
-
-def regrouped(frame: Frame) -> View:
-    """`batch*tile pos d` seen as `batch pos d`, with the batch that the block was called with."""
-    return View(
-        lambda raw: raw.reshape(frame.stream.shape[0], -1, raw.shape[-1]),
-        lambda raw, new: new.reshape(raw.shape),
-    )
 
 
 @dataclass(frozen=True)
@@ -193,6 +69,16 @@ class Tap:
     keyword: str = "hidden_states"
     frame: Follower | None = None
     ndim: int | None = None
+
+    def in_graph(self, value: Tensor) -> Tensor:
+        """The value that readers get with a graph, of which the gradient is theirs alone."""
+        if self.where == "input":
+            # Who else has the tensor (a tower that keeps hidden states) does not read this site.
+            value = value.view_as(value) if value.requires_grad else value.detach()
+        elif self.where == "input_in_place" and self.view is not AS_IS:
+            # A view of a tensor that is then written over in place would be cut out of the graph.
+            value = value.clone()
+        return value if value.requires_grad else value.requires_grad_()
 
 
 ATTENTION_PARTS = ("rot_q", "rot_k", "scores", "pattern")

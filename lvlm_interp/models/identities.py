@@ -94,6 +94,11 @@ def off(
     return float((left.clamp(min=0) / unit.clamp(min=1e-12)).max())
 
 
+def wide(value: Tensor) -> Tensor:
+    """In single precision at least."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def _branch_errors(
     block: nn.Module, branch: Branch, seen: Seen, prefix: str, queries: Tensor | None
 ) -> dict[str, float]:
@@ -101,11 +106,11 @@ def _branch_errors(
     z, o = seen[prefix + "z"], at(block, branch.o)
     added = seen[prefix + "attn_out"].came
     weighted = torch.einsum("bhqk,bkhd->bqhd", pattern.went, _per_head(v, pattern.went.shape[1]))
-    soft = torch.softmax(seen[prefix + "scores"].went.float(), -1)
-    gap = (pattern.came.float() - soft).abs().max()
+    soft = torch.softmax(wide(seen[prefix + "scores"].went), -1)
+    gap = (wide(pattern.came) - soft).abs().max()
     out = _tail(block, branch.o, branch.out, o.forward(z.went.flatten(-2)))
     errors = {
-        prefix + "pattern": float(gap.maximum((pattern.came.float().sum(-1) - 1).abs().max())),
+        prefix + "pattern": float(gap.maximum((wide(pattern.came).sum(-1) - 1).abs().max())),
         prefix + "attn_out": off(added, _times(out, added, block, branch.scale)),
         **_score_errors(seen, prefix, _soft_cap(block, branch), queries),
     }
@@ -117,7 +122,7 @@ def _branch_errors(
 
 def _gate_error(z: Tensor, weighted: Tensor) -> float:
     """How far z is from pattern . v times factors between 0 and 1 (a sigmoid gate)."""
-    z, weighted = z.float(), weighted.float()
+    z, weighted = wide(z), wide(weighted)
     outside = torch.maximum(z.abs() - weighted.abs(), -z * weighted.sign())
     return float(outside.max().clamp(min=0) / weighted.abs().max().clamp(min=1e-6))
 
@@ -128,8 +133,8 @@ def _score_errors(
     """Scores are rot_q . rot_k times one factor of the model's own (soft-capped), plus a mask."""
     if prefix + "rot_q" not in seen:
         return {}
-    q, k = _cut_to(seen["rot_q"].went.float(), queries), seen["rot_k"].went.float()
-    scores = seen["scores"].came.float()
+    q, k = _cut_to(wide(seen["rot_q"].went), queries), wide(seen["rot_k"].went)
+    scores = wide(seen["scores"].came)
     products = torch.einsum("bqhd,bkhd->bhqk", q, _per_head(k, q.shape[2]))
     open_ = scores > -1e4
     if cap is not None:

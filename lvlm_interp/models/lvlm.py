@@ -265,7 +265,7 @@ class LVLM:
         # A site whose tensor is later edited in place must not change in the cache.
         shared = {site for site in wanted if self._taps[site].where == "input_in_place"}
         visitors = {
-            site: connected_reader(site, cache)
+            site: connected_reader(site, self._taps[site], cache)
             if grad
             else reader(site, lambda: cache, keep, copy=site in shared)
             for site in wanted

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lvlm_interp.models.cache import ActivationCache
+from lvlm_interp.models.hooks import Tap
 from lvlm_interp.sites import Site
 
 if TYPE_CHECKING:
@@ -33,13 +34,12 @@ def reader(
     return read
 
 
-def connected_reader(site: Site, cache: ActivationCache) -> Callable[[Tensor], Tensor]:
+def connected_reader(site: Site, tap: Tap, cache: ActivationCache) -> Callable[[Tensor], Tensor]:
     """A visitor that keeps a site's value in the graph, so that gradients for it exist."""
 
     def read(value: Tensor) -> Tensor:
         # The value that is kept must be the one that flows on.
-        value = value if value.requires_grad else value.requires_grad_()
-        cache[site] = value
+        cache[site] = value = tap.in_graph(value)
         return value
 
     return read

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lvlm_interp.models.hooks import Frame, rerouted
+from lvlm_interp.models.hooks import rerouted
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.models.replay_attention import Notes, Seen, noting, replaying
+from lvlm_interp.models.views import Frame
 from lvlm_interp.sites import Site
 
 KNOWN = {"attention_mask": 0, "position_ids": -2, "position_embeddings": -3, "cache_position": -2}

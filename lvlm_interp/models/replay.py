@@ -40,6 +40,8 @@ __all__ = ["MIB", "Exchange", "Recording", "can_branch", "record_run", "run_bran
 MIB = 2**20
 _INSIDE = ("q", "k", "v")
 """Sites between the stream and the attention's scores."""
+NOT_IN_BRANCHES = ("deepstack", "cross_k", "cross_v", "cross_scores", "cross_pattern")
+"""Sites of the language model that lie in blocks and are none of what a branch computes anew."""
 
 
 @runtime_checkable
@@ -63,8 +65,13 @@ class Exchange(Protocol):
 
 
 def can_branch(site: Site) -> bool:
-    """Whether a patch at this site can be a branch: it lies in a block, outside of attention."""
-    return site.tower == "text" and site.layer is not None and site.name not in ATTENTION_PARTS
+    """Whether a patch at this site can be a branch: it lies in a block, outside of attention.
+
+    What deepstack adds between blocks, and the keys and values of cross-attention, are taken from
+    the recorded run.
+    """
+    inside = site.tower == "text" and site.layer is not None
+    return inside and site.name not in (*ATTENTION_PARTS, *NOT_IN_BRANCHES)
 
 
 @torch.no_grad()

@@ -13,19 +13,22 @@ from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.models.family import Block, Branch, Family, Scale, Tower, TowerShape, shape_of
-from lvlm_interp.models.hooks import (
+from lvlm_interp.models.hooks import Tap
+from lvlm_interp.models.inputs.run import CurrentRun
+from lvlm_interp.models.views import (
     AS_IS,
     Frame,
-    Tap,
+    TowerViews,
+    View,
+    by_row,
     fused_heads,
     heads,
     leading,
     regrouped,
     scaled,
+    tower_views,
     unflattened,
 )
-from lvlm_interp.models.inputs.run import CurrentRun
-from lvlm_interp.models.views import TowerViews, by_row, tower_views
 from lvlm_interp.sites import Site
 
 

@@ -168,11 +168,11 @@ def _same_grids(first: TokenMap, second: TokenMap) -> bool:
     places = ("image_index", "row", "col", "tile")
     if any((getattr(first, name) != getattr(second, name)).any() for name in places):
         return False
-    if np.array_equal(first.box, second.box, equal_nan=True):
+    if bool(np.array_equal(first.box, second.box, equal_nan=True)):
         return True
     # Images of other sizes may share a grid: then their tokens lie in the same order each way.
     return all(
-        np.array_equal(*(_order(tokens, image, edge) for tokens in (first, second)))
+        np.array_equal(_order(first, image, edge), _order(second, image, edge))
         for image in range(first.n_images)
         for edge in (0, 1)
     )

@@ -83,16 +83,26 @@ class GradientRun:
     open_layers: dict[tuple[str, int], bool] = field(default_factory=dict)
 
     def gradients(self, *, keep_graph: bool = False) -> dict[Site, Tensor]:
-        """dm/da at each site; zero where the metric does not depend on it."""
-        found = torch.autograd.grad(
-            self.metric.sum(),
-            list(self.values.values()),
-            retain_graph=keep_graph,
-            allow_unused=True,
-        )
+        """dm/da at each site.
+
+        Raises:
+            UsageError: The metric does not depend on what passes a site.
+        """
+        values = list(self.values.values())
+        found: Sequence[Tensor | None] = [None] * len(values)
+        if self.metric.requires_grad:
+            found = torch.autograd.grad(
+                self.metric.sum(), values, retain_graph=keep_graph, allow_unused=True
+            )
+        cut = [site for site, grad in zip(self.values, found, strict=True) if grad is None]
+        if cut:
+            raise UsageError(
+                f"The metric has no gradient at {', '.join(map(str, cut[:3]))}: nothing that it "
+                "reads depends on what passes there, so no effect can be estimated. Leave the site "
+                "out, or patch it (activation_patch)."
+            )
         return {
-            site: torch.zeros_like(value) if grad is None else grad
-            for (site, value), grad in zip(self.values.items(), found, strict=True)
+            site: grad for site, grad in zip(self.values, found, strict=True) if grad is not None
         }
 
 
@@ -116,7 +126,7 @@ def gradient_run(
         droppable: (tower, layer) whose branches can be closed to gradients afterwards.
     """
     gates = dict.fromkeys(droppable, True)
-    with weights_frozen(model), model.edit({**(edits or {}), **_gated(gates)}):
+    with weights_frozen(model), model.edit({**(edits or {}), **_gated(model, gates)}):
         with model.record(sites, grad=True) as cache:
             logits = model.last_logits(inputs, grad=True)
     return GradientRun({site: cache[site] for site in sites}, score(logits), gates)
@@ -207,7 +217,10 @@ def _along_pixels(target: Inputs, source: Inputs, points: Sequence[float]) -> It
         yield replace(target, tensors=tensors), {}
 
 
-def _gated(gates: dict[tuple[str, int], bool]) -> dict[str | Site, Edit]:
+BRANCHES = ("attn_out", "cross_attn_out", "mlp_out")
+
+
+def _gated(model: LVLM, gates: dict[tuple[str, int], bool]) -> dict[str | Site, Edit]:
     """Edits that change no value but stop the gradient of a branch while its gate is closed."""
 
     def gate(key: tuple[str, int]) -> Edit:
@@ -219,9 +232,9 @@ def _gated(gates: dict[tuple[str, int], bool]) -> dict[str | Site, Edit]:
         return edit
 
     return {
-        Site(tower, layer, branch): gate((tower, layer))
-        for tower, layer in gates
-        for branch in ("attn_out", "mlp_out")
+        site: gate((site.tower, site.layer))
+        for site in model.sites()
+        if site.layer is not None and (site.tower, site.layer) in gates and site.name in BRANCHES
     }
 
 

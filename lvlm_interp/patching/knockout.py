@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.errors import InputError, UsageError
 from lvlm_interp.models.inputs import Inputs
-from lvlm_interp.models.inputs.positions import role_positions
+from lvlm_interp.models.inputs.positions import WHOLE_IMAGE, role_positions
 from lvlm_interp.models.lvlm import LVLM, Edit
 from lvlm_interp.patching.batches import PairBatch, batches
 from lvlm_interp.patching.heads import check_heads
@@ -58,7 +58,8 @@ def attention_knockout(
     Args:
         model: The model.
         pairs: Pairs; one side of each is run.
-        edges: (what is read, who reads it), both roles of `tokens.ROLES`.
+        edges: (what is read, who reads it), both roles of `tokens.ROLES`. Where the image enters by
+            cross-attention, `image_all` as what is read is cut there.
         window: Layers cut together; the window slides over all layers one by one.
         heads: Heads that are cut; all by default.
         run: Side of the pairs.
@@ -80,10 +81,13 @@ def attention_knockout(
             inputs = batch.clean if run == "clean" else batch.corrupt
             before = _measure(batch, model.last_logits(inputs), token)
             for read, reader in edges:
-                cut = _cut_mask(batch, read, reader, inputs["input_ids"].shape[1])
+                cuts = _cuts(model, batch, inputs, read, reader)
                 for first in range(n_windows):
                     layers = range(first, first + window)
-                    edits = knockout_edits(batch, layers, cut, heads, renormalise)
+                    edits: dict[str | Site, Edit] = {}
+                    for prefix, (inside, cut) in cuts.items():
+                        here = [layer for layer in layers if layer in inside]
+                        edits |= knockout_edits(batch, here, cut, heads, renormalise, prefix)
                     with model.edit(edits):
                         after = _measure(batch, model.last_logits(inputs), token)
                     rows += _rows(batch, run, f"{read}->{reader}", first, window, before, after)
@@ -105,8 +109,17 @@ def knockout_edits(
     cut: torch.Tensor,
     heads: Sequence[int] | None = None,
     renormalise: bool = True,
+    prefix: str = "",
 ) -> dict[str | Site, Edit]:
     """Edits that cut attention where `cut` (`pair query_pos key_pos`) is true.
+
+    Args:
+        batch: For messages.
+        layers: Layers to cut in.
+        cut: What to cut.
+        heads: Heads that are cut; all by default.
+        renormalise: As in `attention_knockout`.
+        prefix: `cross_` for cross-attention.
 
     Raises:
         InputError: On running: a query would have no key left, which no renormalising can mend.
@@ -133,7 +146,38 @@ def knockout_edits(
         return pattern.masked_fill(chosen(pattern), 0.0)
 
     name, edit = ("scores", on_scores) if renormalise else ("pattern", on_pattern)
-    return {Site("text", layer, name): edit for layer in layers}
+    return {Site("text", layer, prefix + name): edit for layer in layers}
+
+
+_Cuts = dict[str, tuple[set[int], torch.Tensor]]
+"""By prefix of the attention's sites: the layers that have it, and what is cut there."""
+
+
+def _cuts(model: LVLM, batch: PairBatch, inputs: Inputs, read: str, reader: str) -> _Cuts:
+    """Where one group reads another: in self-attention, or an image through cross-attention.
+
+    Raises:
+        InputError: A pair lacks a role.
+    """
+    n = inputs["input_ids"].shape[1]
+    sites = model.sites("text.*")
+    layers = {
+        prefix: {site.layer or 0 for site in sites if site.name == f"{prefix}scores"}
+        for prefix in ("", "cross_")
+    }
+    if read in WHOLE_IMAGE and not model.family.merged:
+        keys = inputs.n_positions("projector")
+        return {"cross_": (layers["cross_"], _cross_mask(batch, reader, n, keys))}
+    return {"": (layers[""], _cut_mask(batch, read, reader, n))}
+
+
+def _cross_mask(batch: PairBatch, reader: str, n: int, n_keys: int) -> torch.Tensor:
+    cut = torch.zeros(len(batch), n, n_keys, dtype=torch.bool)
+    for row in range(len(batch)):
+        keys = torch.as_tensor(batch.positions(row, "all", "projector", n_keys))
+        queries = torch.as_tensor(batch.positions(row, reader, "text", n))
+        cut[row, queries[:, None], keys] = True
+    return cut
 
 
 @contextmanager

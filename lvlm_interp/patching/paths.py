@@ -78,7 +78,8 @@ def path_patch(
     sending, receiving = model.sites(senders), model.sites(receivers)
     _check(model, sending, receiving, receiver_heads)
     choice = Choice.make(positions, heads).over(sending)
-    held = model.sites(["text.*.z", *(["text.*.mlp_out"] if freeze_mlps else [])])
+    kinds = ("z", "cross_z", *(("mlp_out",) if freeze_mlps else ()))
+    held = [site for site in model.sites("text.*") if site.name in kinds]
     writer, cost = RowWriter(name_of(metric), direction), 0.0
     label = "->" + "+".join(map(str, receiving))
     with tqdm(total=len(pairs), desc="path patching", unit="pair", disable=not progress) as bar:

@@ -11,8 +11,8 @@ import torch
 
 from lvlm_interp.models.families.geometry import made_of, random_pixels, tokens_without_place
 from lvlm_interp.models.family import Block, Branch, Family, ImageContext, Scale, Tower
-from lvlm_interp.models.hooks import FLAT_POSITIONS
 from lvlm_interp.models.inputs.rows import FILL, RowContext, Rows, RowsByTower
+from lvlm_interp.models.views import FLAT_POSITIONS
 from lvlm_interp.tokens import ImageLayout
 
 NOTE = (

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lvlm_interp.models.identities import wide
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.sites import Site
 
@@ -56,7 +57,7 @@ def is_square(site: Site) -> bool:
 
 def distance(a: Tensor, b: Tensor) -> float:
     """Largest difference of two tensors."""
-    return float((a.float() - b.float()).abs().max())
+    return float((wide(a) - wide(b)).abs().max())
 
 
 def repeated(one: Inputs) -> Inputs:
@@ -83,6 +84,6 @@ def _with_noise(value: Tensor, site: Site) -> Tensor:
 
 def _scale(value: Tensor) -> Tensor:
     """Half a standard deviation of the bulk, on which one channel of a thousand has no say."""
-    value = value.float()
+    value = wide(value)
     typical = 1.5 * value.abs().median()
     return 0.5 * torch.where(typical > 0, typical, value.std()).clamp(min=1e-3)
