@@ -22,6 +22,7 @@ _PUBLIC = {
     "circuits": "lvlm_interp.circuits",
     "collect": "lvlm_interp.activations.memory:collect",
     "evaluation": "lvlm_interp.evaluation",
+    "diagnose": "lvlm_interp.diagnose",
     "extract": "lvlm_interp.activations.extract:extract",
     "jobs": "lvlm_interp.jobs",
     "lens": "lvlm_interp.lens",

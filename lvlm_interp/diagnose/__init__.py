@@ -1,5 +1,8 @@
 """The main job: which flaw, where inside, what acting there does, with a verdict and a report."""
 
-from lvlm_interp.diagnose.run import Outcome, diagnose
+from lvlm_interp.diagnose.job import Outcome, run
 
-__all__ = ["Outcome", "diagnose"]
+diagnose = run
+"""The name of the command; in Python `li.diagnose.run(model, data)` reads better."""
+
+__all__ = ["Outcome", "diagnose", "run"]

@@ -101,6 +101,7 @@ def columns_of(items: Sequence[Item]) -> pd.DataFrame:
             "condition": [item.condition for item in items],
             "source": [item.source for item in items],
             "half": [item.half for item in items],
+            "form": [item.form for item in items],
         }
     )
 

@@ -8,8 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from lvlm_interp.diagnose.run import Outcome, diagnose
-from lvlm_interp.diagnose.verdict import headline
+from lvlm_interp.diagnose.job import Outcome, run
+from lvlm_interp.diagnose.phrases import STATES, headline
+
+COLORS: dict[bool | None, str] = {True: "red", False: "green", None: "yellow"}
+"""Of a level whose flaw was found, was not shown, or could not be tested."""
 
 
 def main(
@@ -36,7 +39,7 @@ def main(
         force: Replace another run in the output folder; what is not of a run stays.
         skip_bad: Leave wrong lines of the data out, and list them.
     """
-    outcome = diagnose(
+    outcome = run(
         model,
         data=data,
         out=out,
@@ -53,13 +56,13 @@ def main(
 def show(outcome: Outcome, console: Console) -> None:
     """Print the verdict."""
     for level, entry in outcome.summary["levels"].items():
-        mark = "[bold red]flaw found" if entry["found"] else "[bold green]nothing found"
+        color = COLORS[entry["found"]]
         console.print(
             Panel(
                 f"[bold]{escape(headline(entry))}[/bold]\n{escape(entry['verdict'])}",
-                title=f"{escape(level)} level: {mark}",
+                title=f"{escape(level)} level: [bold {color}]{STATES[entry['found']]}",
                 title_align="left",
-                border_style="red" if entry["found"] else "green",
+                border_style=color,
             )
         )
     where = outcome.folder / "report.html"

@@ -18,6 +18,7 @@ from lvlm_interp import probing
 from lvlm_interp.activations.memory import collect
 from lvlm_interp.data.examples import ContrastPair, Example
 from lvlm_interp.diagnose.items import group_of
+from lvlm_interp.errors import UsageError
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.probing.design import MAIN, SHUFFLED, TYPES
 from lvlm_interp.results import ResultTable
@@ -38,7 +39,7 @@ def examples_of(pairs: Sequence[ContrastPair]) -> list[Example]:
                 labels = {**example.labels, "truth": truth}
                 found.append(replace(example, labels=labels, group=group_of(pair)))
     truths = {example.labels["truth"] for example in found}
-    if truths <= {"yes", "no"}:
+    if found and truths <= {"yes", "no"}:
         prompts = Counter(example.prompt for example in found)
         asked = prompts.most_common(1)[0][0]
         found = [example for example in found if example.prompt == asked]
@@ -66,16 +67,18 @@ def probe(
     Returns:
         One row per estimate, with `low, high, n, chance`: `role` is `flow` (a site and position),
         `shuffled` (the same with shuffled labels) or `selected` (chosen on training folds, scored
-        on held-out scenes: `balanced_accuracy`, `selectivity`, `known_but_not_said`). Without rows
-        where there are too few examples.
+        on held-out scenes: `balanced_accuracy`, `selectivity`, `known_but_not_said` and its
+        `known_base_rate`).
+
+    Raises:
+        UsageError: The pairs do not allow a probe; the sentence says why.
     """
     examples = examples_of(pairs)
     classes = Counter(example.labels["truth"] for example in examples)
-    if len(examples) < FEWEST or len(classes) < 2 or min(classes.values()) < 2 * FOLDS:
-        return ResultTable({"metric": [], "value": []}, provenance)
+    _check_enough(examples, classes)
     has_box = all("object" in example.boxes for example in examples)
     positions = ("object", "last") if has_box else ("image_mean", "last")
-    typed = all(example.labels.get("type") is not None for example in examples)
+    typed = types_lacking(pairs) is None
     sweep = probing.sweep(
         collect(model, examples, SITES, positions, batch_size=batch_size),
         label="truth",
@@ -89,6 +92,31 @@ def probe(
     chance = sweep.design.chance
     frame = pd.DataFrame(rows).assign(chance=chance, unit="share")
     return ResultTable(frame, {**sweep.table.provenance, **provenance})
+
+
+def _check_enough(examples: Sequence[Example], classes: Mapping[str, int]) -> None:
+    if not examples:
+        raise UsageError("there are no evidence pairs")
+    if len(examples) < FEWEST:
+        raise UsageError(f"{len(examples)} sides of evidence pairs, and {FEWEST} are needed")
+    rarest = min(classes, key=lambda truth: classes[truth])
+    if len(classes) < 2 or classes[rarest] < 2 * FOLDS:
+        raise UsageError(
+            f"the truth is {rarest!r} in {classes[rarest]} of {len(examples)} examples, and two "
+            f"truths or more are needed {2 * FOLDS} times each"
+        )
+
+
+def types_lacking(pairs: Sequence[ContrastPair]) -> str | None:
+    """Why there is no control task, in words; None where the label `type` allows one."""
+    examples = examples_of(pairs)
+    types = {str(example.labels.get("type")) for example in examples}
+    n_truths = len({example.labels["truth"] for example in examples})
+    if any(example.labels.get("type") is None for example in examples):
+        return "not every example has the label 'type'"
+    if len(types) < max(2, n_truths):
+        return f"the label 'type' has {len(types)} values for {n_truths} truths"
+    return None
 
 
 def _flow(summary: pd.DataFrame) -> list[dict[str, Any]]:
@@ -111,10 +139,12 @@ def _flow(summary: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _selected(sweep: probing.ProbeSweep, errors: Mapping[str, float]) -> list[dict[str, Any]]:
     best = sweep.best()
+    known = known_but_not_said(sweep, best.per_fold, errors)
     found = {
         "balanced_accuracy": best.balanced_accuracy,
         "selectivity": best.selectivity,
-        "known_but_not_said": known_but_not_said(sweep, best.per_fold, errors),
+        "known_but_not_said": None if known is None else known[0],
+        "known_base_rate": None if known is None else known[1],
     }
     return [
         {
@@ -136,11 +166,11 @@ def known_but_not_said(
     sweep: probing.ProbeSweep,
     per_fold: Sequence[tuple[str, str, int | None]],
     errors: Mapping[str, float],
-) -> Estimate | None:
+) -> tuple[Estimate, Estimate] | None:
     """Among the model's wrong answers, how often the held-out probe has the truth.
 
-    None where the model makes no error. Read it beside the balanced accuracy: a probe that always
-    says the rarer truth would be right here too.
+    None where the model makes no error. Second comes the base rate: how often the commonest truth
+    among them would be right.
     """
     frame = sweep.table.frame
     frame = frame[frame["control"] == MAIN]
@@ -153,4 +183,6 @@ def known_but_not_said(
     wrong = held_out[held_out["example"].isin(erring)]
     if wrong.empty:
         return None
-    return rate(wrong["value"].to_numpy(), wrong["group"].to_numpy())
+    groups = wrong["group"].to_numpy()
+    commonest = wrong["truth"] == wrong["truth"].mode().iloc[0]
+    return rate(wrong["value"].to_numpy(), groups), rate(commonest.to_numpy(), groups)

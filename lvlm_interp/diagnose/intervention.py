@@ -172,7 +172,7 @@ def choose(
         said = answer(model, both, batches, edits_of(model, heads, how, means))
         error, gap = said["error"].to_numpy(), said["logit_diff"].to_numpy()[: len(triggered)]
         cost = max(0.0, _largest_cost(other, before[len(triggered) :], error[len(triggered) :]))
-        wrong = float(error[: len(triggered)].mean())
+        wrong = _worst_form(triggered, error[: len(triggered)])
         still = float(np.minimum(gap, 0).mean())
         return wrong + 2 * max(0.0, cost - TOLERATED) - PULL * still
 
@@ -226,16 +226,22 @@ def _means(model: LVLM, items: Sequence[Item], level: str, batch_size: int) -> M
 
 
 def _sample(items: Sequence[Item], n: int, seed: int) -> list[Item]:
-    """About `n` items, spread over conditions and levels, in their order."""
-    strata: dict[tuple[str, str], list[Item]] = {}
+    """About `n` items, spread over levels, conditions and forms, in their order."""
+    strata: dict[tuple[str, str, str], list[Item]] = {}
     for item in items:
-        strata.setdefault((item.level, item.condition), []).append(item)
+        strata.setdefault((item.level, item.condition, str(item.form)), []).append(item)
     rng = random.Random(seed)
     each = max(10, n // max(1, len(strata)))
     picked = {
         id(item) for rows in strata.values() for item in rng.sample(rows, min(each, len(rows)))
     }
     return [item for item in items if id(item) in picked]
+
+
+def _worst_form(items: Sequence[Item], error: np.ndarray) -> float:
+    """Error of the form of the question that has most: heads are to mend all forms."""
+    forms = np.array([str(item.form) for item in items])
+    return max(float(error[forms == name].mean()) for name in np.unique(forms))
 
 
 def _largest_cost(items: Sequence[Item], before: np.ndarray, after: np.ndarray) -> float:

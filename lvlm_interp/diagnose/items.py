@@ -34,6 +34,7 @@ class Item:
         source: Kind of the pair it came from, and its side, such as `trigger/corrupt`.
         pair: Id of that pair.
         group: Scene.
+        form: Form of the question (label `question`); None where it is not known.
         half: `RANK` or `ACT`.
     """
 
@@ -46,6 +47,7 @@ class Item:
     pair: str
     group: str
     half: str
+    form: str | None = None
 
 
 def items_of(pairs: Sequence[ContrastPair], seed: int) -> list[Item]:
@@ -86,6 +88,7 @@ def _item(pair: ContrastPair, side: str, half: str) -> Item:
     example = getattr(pair, side)
     changes = pair.kind == "evidence" and side == "corrupt"
     truth, foil = (pair.foil, pair.answer) if changes else (pair.answer, pair.foil)
+    form = example.labels.get("question", pair.labels.get("question"))
     return Item(
         example,
         truth,
@@ -96,6 +99,7 @@ def _item(pair: ContrastPair, side: str, half: str) -> Item:
         pair.id,
         group_of(pair),
         half,
+        None if form is None else str(form),
     )
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from lvlm_interp.data.examples import ContrastPair
 from lvlm_interp.diagnose.items import group_of
+from lvlm_interp.errors import UsageError
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.patching import activation_patch
 from lvlm_interp.results import ResultTable
@@ -43,6 +44,9 @@ def localise(
     Returns:
         Rows of `patching.activation_patch`: every head (all positions), every MLP (all positions),
         and the residual stream by token role; with the `half` of the scene.
+
+    Raises:
+        UsageError: No pair can be patched.
     """
     trigger = [pair for pair in pairs if pair.kind == "trigger"]
     evidence = [
@@ -62,6 +66,8 @@ def localise(
                     model, chosen, sites, positions, batch_size=batch_size, progress=True
                 )
                 parts.append(result.table.frame)
+    if not parts:
+        raise UsageError("no pair can be patched: all have the trigger on both sides")
     frame = pd.concat(parts, ignore_index=True)
     half = {pair.id: halves[group_of(pair)] for pair in pairs}
     return ResultTable(frame.assign(half=frame["pair"].map(half)), provenance)

@@ -8,8 +8,9 @@ from typing import Any
 
 from lvlm_interp.diagnose.figures import Gallery
 from lvlm_interp.diagnose.items import TRIGGERED, Item
+from lvlm_interp.diagnose.phrases import RULES, headline, points, share
 from lvlm_interp.diagnose.report import Picture, render
-from lvlm_interp.diagnose.verdict import RULES, LevelTables, headline, points, share
+from lvlm_interp.diagnose.verdict import LevelTables
 from lvlm_interp.results import ResultTable
 
 READING = (
@@ -33,10 +34,9 @@ def write_report(
     """Draw the figures and write `report.html`."""
     gallery = Gallery(folder / "figures")
     first = next(iter(tables.values()))
-    found = [level for level, entry in summary["levels"].items() if entry["found"]]
     page = {
         "title": f"What misleads {summary['model']}",
-        "subtitle": _subtitle(found, summary),
+        "subtitle": _subtitle(summary["levels"]),
         "levels": [
             _level(gallery, level, summary["levels"][level], tables[level], *shown[level])
             for level in summary["levels"]
@@ -54,11 +54,19 @@ def write_report(
     return render(folder / "report.html", page)
 
 
-def _subtitle(found: Sequence[str], summary: Mapping[str, Any]) -> str:
-    if not found:
-        return f"No flaw was found at the levels tested: {', '.join(summary['levels'])}."
-    named = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
-    return f"A flaw was found at the {named} level."
+def _subtitle(levels: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was found, what was not shown and what was not tested, level by level."""
+    said = []
+    for state, text in (
+        (True, "A flaw was found at the {} level."),
+        (False, "No flaw is shown at the {} level."),
+        (None, "Not tested: the {} level."),
+    ):
+        names = [level for level, entry in levels.items() if entry["found"] is state]
+        if names:
+            named = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+            said.append(text.format(named))
+    return " ".join(said)
 
 
 def _level(
@@ -120,7 +128,8 @@ def _probe_part(
     if known is not None:
         more += (
             f" Among the model's wrong answers the probe is right in {share(known)} of "
-            f"{known['n']}."
+            f"{known['n']}; always naming their commonest truth would be right in "
+            f"{probe['known_base_rate']:.0%}."
         )
     return _part(
         "Where the evidence is",
@@ -162,12 +171,21 @@ def _acting_part(
         [condition, points(cost)]
         for condition, cost in (effect or {"by_condition": {}})["by_condition"].items()
     ]
+    rows += [[name, "not measured"] for name in (effect or {"not_measured": []})["not_measured"]]
     return _part(
         "Acting on them",
         f"Chosen on the ranking half: {named}, {acted['how']}. On the other half the error under "
         f"the trigger goes from {share(acted['before'])} to {share(acted['after'])}; as many "
-        f"random heads give {share(acted['random'])}. The table shows what it costs elsewhere.",
+        f"random heads give {share(acted['random'])}.{_forms(acted['by_form'])} The table shows "
+        "what it costs elsewhere.",
         [gallery.intervention(tables.intervention, level)],
         columns=["condition", "change of the error"],
         rows=rows,
     )
+
+
+def _forms(forms: Mapping[str, Mapping[str, Any]]) -> str:
+    if len(forms) < 2:
+        return ""
+    parts = [f"{name} {share(f['before'])} to {share(f['after'])}" for name, f in forms.items()]
+    return f" By form of the question: {'; '.join(parts)}."

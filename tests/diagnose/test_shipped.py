@@ -3,7 +3,7 @@
 import pytest
 
 from lvlm_interp.diagnose import intervention
-from lvlm_interp.diagnose.run import diagnose
+from lvlm_interp.diagnose.job import run as diagnose
 from lvlm_interp.organisms import WEIGHTS
 from lvlm_interp.organisms.spare import moved_heads
 

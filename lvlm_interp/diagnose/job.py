@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lvlm_interp.data.examples import LEVELS, ContrastPair
+from lvlm_interp.data.build_pairs import build_pairs
+from lvlm_interp.data.checks import check_pairs
+from lvlm_interp.data.examples import LEVELS, ContrastPair, Example
 from lvlm_interp.data.sources import data_hash, load_pairs
 from lvlm_interp.diagnose.behaviour import batches_of, behaviour
-from lvlm_interp.diagnose.evidence import probe
+from lvlm_interp.diagnose.evidence import probe, types_lacking
 from lvlm_interp.diagnose.folder import RUN_FILE, RunFolder
 from lvlm_interp.diagnose.intervention import intervene
-from lvlm_interp.diagnose.items import TRIGGERED, Item, group_of, halves_of, items_of
+from lvlm_interp.diagnose.items import CONTROL, RANK, TRIGGERED, Item, group_of, halves_of, items_of
 from lvlm_interp.diagnose.localise import localise
 from lvlm_interp.diagnose.page import write_report
 from lvlm_interp.diagnose.verdict import LevelTables, ranked_heads, summarise
 from lvlm_interp.diagnose.words import example_of, image_words
-from lvlm_interp.errors import UsageError
+from lvlm_interp.errors import LvlmInterpError, UsageError
 from lvlm_interp.files import atomic_write
 from lvlm_interp.models.identity import weight_hash
 from lvlm_interp.models.loading import load_model, shipped_path
@@ -54,10 +56,13 @@ def default_data(model: str, n: int, seed: int) -> str:
     return f"scenes:all:{n}:{seed}"
 
 
-def diagnose(
-    model: str,
+Data = str | Path | Sequence[ContrastPair] | Sequence[Example | Mapping[str, Any]]
+
+
+def run(
+    model: str | Path | LVLM,
+    data: Data | None = None,
     *,
-    data: str | None = None,
     out: str | Path = "runs/diagnose",
     n: int = 900,
     seed: int = 0,
@@ -69,8 +74,10 @@ def diagnose(
     """Find at which level a model goes wrong, where inside, and whether acting there mends it.
 
     Args:
-        model: Folder, hub id or shipped name.
-        data: `pairs.jsonl` or `scenes:LEVEL:N:SEED`; a shipped model brings its own.
+        model: Folder, hub id or shipped name; or a model that is loaded.
+        data: Pairs; or rows (with answer, level, and a box to mask), of which `build_pairs` makes
+            evidence pairs; or `pairs.jsonl`, or `scenes:LEVEL:N:SEED`. A shipped model brings its
+            own.
         out: Output folder.
         n: Number of generated pairs, all levels together, where the data is the model's own.
         seed: Of everything random.
@@ -82,13 +89,19 @@ def diagnose(
     Raises:
         LvlmInterpError: Whatever a user can mend: no model, a wrong line, an occupied folder.
     """
-    spec = data or default_data(model, n, seed)
-    # A wrong line is told before a large model is loaded; with the model each is told again.
-    load_pairs(spec, skip_bad=skip_bad, report=lambda _: None)
-    lvlm = load_model(model)
-    pairs = load_pairs(spec, model=lvlm, skip_bad=skip_bad)
+    name = model.name if isinstance(model, LVLM) else str(model)
+    given = data if data is not None else default_data(name, n, seed)
+    spec = str(given) if isinstance(given, str | Path) else "pairs in memory"
+    if isinstance(given, str | Path):
+        # A wrong line is told before a large model is loaded; with the model each is told again.
+        load_pairs(spec, skip_bad=skip_bad, report=lambda _: None)
+    lvlm = model if isinstance(model, LVLM) else load_model(name)
+    if isinstance(given, str | Path):
+        pairs = load_pairs(spec, model=lvlm, skip_bad=skip_bad)
+    else:
+        pairs = check_pairs(lvlm, _as_pairs(given, seed, skip_bad))
     origin = provenance(
-        model=model,
+        model=name,
         seed=seed,
         weight_hash=weight_hash(lvlm),
         data_hash=data_hash(pairs),
@@ -96,8 +109,17 @@ def diagnose(
         data=spec,
     )
     folder = RunFolder.open(out, origin, resume=resume, force=force)
-    run = _Run(lvlm, pairs, folder, seed, batch_size, origin)
-    return Outcome(run.everything(), folder.path)
+    steps = _Run(lvlm, pairs, folder, seed, batch_size, origin)
+    return Outcome(steps.everything(), folder.path)
+
+
+def _as_pairs(data: Sequence[Any], seed: int, skip_bad: bool) -> list[ContrastPair]:
+    pairs = [each for each in data if isinstance(each, ContrastPair)]
+    if len(pairs) == len(data):
+        return pairs
+    if pairs:
+        raise UsageError(f"Expected pairs or rows, got {len(pairs)} pairs among {len(data)} items.")
+    return build_pairs(data, seed=seed, skip_bad=skip_bad)
 
 
 class _Run:
@@ -142,21 +164,34 @@ class _Run:
 
     def _level(self, level: str, answers: ResultTable) -> LevelTables:
         mine = [pair for pair in self.pairs if pair.level == level]
-        probes = patching = acted = None
-        if any(pair.kind == "evidence" for pair in mine):
-            probes = self._table("probes", level, lambda: self._probe(mine, answers))
-        patching = self._table(
+        left_out: list[str] = []
+        probes = self._step("probes", level, lambda: self._probe(mine, answers), left_out)
+        lacking = types_lacking(mine)
+        if probes is not None and lacking:
+            left_out.append(f"control task: {lacking}")
+        patching = self._step(
             "patching",
             level,
             lambda: localise(self.model, mine, self.halves, self.batch_size, self.origin),
+            left_out,
         )
-        if _both_halves(self.items, level):
-            ranked = ranked_heads(patching)
-            acted = self._table("intervention", level, lambda: self._intervene(level, ranked))
-        none = ResultTable({"metric": [], "value": []})
-        return LevelTables(answers, _or_none(probes or none), patching, _or_none(acted or none))
+        acted = self._step(
+            "intervention", level, lambda: self._intervene(level, patching), left_out
+        )
+        return LevelTables(answers, probes, patching, acted, tuple(left_out))
 
-    def _table(self, step: str, level: str, make: Any) -> ResultTable:
+    def _step(
+        self, step: str, level: str, make: Callable[[], ResultTable], left_out: list[str]
+    ) -> ResultTable | None:
+        """The table of a step; None, and the reason added, where the data do not allow it."""
+        try:
+            table = self._table(step, level, make)
+        except LvlmInterpError as error:
+            left_out.append(f"{step}: {str(error).rstrip('.')}")
+            return None
+        return table if len(table) else None
+
+    def _table(self, step: str, level: str, make: Callable[[], ResultTable]) -> ResultTable:
         return self.folder.table(f"{step}_{level}", make)
 
     def _behaviour(self) -> ResultTable:
@@ -168,7 +203,9 @@ class _Run:
         errors = dict(zip(frame["example"], frame["value"], strict=True))
         return probe(self.model, pairs, errors, self.seed, self.batch_size, self.origin)
 
-    def _intervene(self, level: str, ranked: Sequence[tuple[int, int]]) -> ResultTable:
+    def _intervene(self, level: str, patching: ResultTable | None) -> ResultTable:
+        ranked = ranked_heads(patching)
+        _check_halves(self.items, level, ranked)
         return intervene(
             self.model,
             self.items,
@@ -205,13 +242,21 @@ class _Run:
         ]
 
 
-def _both_halves(items: Sequence[Item], level: str) -> bool:
-    """Whether trigger pairs can be ranked on one half and acted on in the other."""
+def _check_halves(items: Sequence[Item], level: str, ranked: Sequence[tuple[int, int]]) -> None:
+    """Whether trigger pairs can be ranked on one half and acted on in the other.
+
+    Raises:
+        UsageError: They cannot; what is missing is said.
+    """
     mine = [item for item in items if item.level == level]
-    sources = {item.half for item in mine if item.source.startswith("trigger/")}
-    shown = {item.half for item in mine if item.condition == TRIGGERED}
-    return len(sources) == 2 and len(shown) == 2
-
-
-def _or_none(table: ResultTable) -> ResultTable | None:
-    return table if len(table) else None
+    if not any(item.source.startswith("trigger/") for item in mine):
+        raise UsageError("there are no trigger pairs to rank heads on")
+    halves = {item.half for item in mine if item.condition == TRIGGERED}
+    if not halves:
+        raise UsageError("on no trigger pair is the trigger in sight where the flaw would be wrong")
+    if len(halves) < 2:
+        raise UsageError("trigger pairs are of one scene, and heads are ranked and tried on two")
+    if not ranked:
+        raise UsageError("no head moves the answer on the trigger pairs")
+    if not any(item.half == RANK and item.condition.startswith(CONTROL) for item in mine):
+        raise UsageError("there is no question without the trigger to take the heads' means over")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lvlm_interp.diagnose import diagnose
-from lvlm_interp.diagnose import run as run_module
+from lvlm_interp.diagnose import job as run_module
 from lvlm_interp.organisms.architecture import Sizes, build_model, save_folder
 from lvlm_interp.results import ResultTable
 
