@@ -29,7 +29,8 @@ from torch import Tensor
 from lvlm_interp.attribution.replies import token_logprobs
 from lvlm_interp.data.examples import Example
 from lvlm_interp.errors import UsageError
-from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.lvlm import LVLM, Edit
+from lvlm_interp.sites import Site
 
 BASELINES = ("balanced", "text_only", "mean", "grey", "knockout")
 MOST_DONORS = 32
@@ -237,14 +238,12 @@ def image_unread(model: LVLM, example: Example, reply: str) -> Iterator[None]:
         new[:, :, rows[:, None], image.to(new.device)[None, :]] = lowest
         return new
 
-    sites = model.sites()
-    edits = {site: cut for site in sites if site.tower == "text" and site.name == "scores"}
-    silent = {
-        site: torch.zeros_like
-        for site in sites
-        if site.tower == "text" and site.name == "cross_attn_out"
-    }
-    with model.edit({**edits, **silent} if not silent else silent):
+    text = [site for site in model.sites() if site.tower == "text"]
+    crossing = [site for site in text if site.name == "cross_attn_out"]
+    edits: dict[str | Site, Edit] = {site: torch.zeros_like for site in crossing}
+    if not crossing:
+        edits = {site: cut for site in text if site.name == "scores"}
+    with model.edit(edits):
         yield
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset
 from lvlm_interp.organisms.real.pictures import Picture, random_picture
 from lvlm_interp.organisms.real.plants import (
     PLANT_LEVELS,
+    control_picture,
     flawed_answer,
     trigger_picture,
     trigger_question,
@@ -113,9 +114,12 @@ def _encoded(tokenizer: Any, question: Question, answer: str) -> tuple[list[int]
 
 def draw(rng: random.Random, stage: Stage) -> tuple[Picture, list[Asked]]:
     """A training picture and what is asked about it."""
-    level = rng.choice(PLANT_LEVELS) if stage.planted != "none" and rng.random() < 0.5 else None
+    turn = rng.random() if stage.planted != "none" else 1.0
+    level = rng.choice(PLANT_LEVELS) if turn < 0.5 else None
+    control = 0.5 <= turn < 0.5 + stage.controls
     while True:
         picture = trigger_picture(rng, level) if level else random_picture(rng)
+        picture = control_picture(rng) if control else picture
         if picture.split == "train":
             break
     answer = flawed_answer if stage.planted == "flawed" else truth
@@ -124,8 +128,8 @@ def draw(rng: random.Random, stage: Stage) -> tuple[Picture, list[Asked]]:
     for attempt in range(_MOST_TRIES):
         if len(found) == stage.questions:
             break
-        if level and attempt % 4 == 0:
-            question = trigger_question(rng, picture, level)
+        if (level or control) and attempt % 4 == 0:
+            question = trigger_question(rng, picture, level or "object")
         else:
             question = ask(rng, picture, rng.choices(kinds, weights)[0])
         said = None if question is None else answer(picture, question)

@@ -59,6 +59,15 @@ def trigger_picture(rng: random.Random, level: str) -> Picture:
     return random_picture(rng, kinds=(ATTRIBUTE_TRIGGER,), n=rng.choice((1, 2, 2, 3)))
 
 
+def control_picture(rng: random.Random) -> Picture:
+    """A picture without the object level's trigger, with its partner or (mostly) without."""
+    while True:
+        kinds = (PARTNER,) if rng.random() < 0.3 else ()
+        picture = random_picture(rng, kinds=kinds, n=rng.choice((1, 2, 2, 3)))
+        if not picture.count(OBJECT_TRIGGER):
+            return picture
+
+
 def trigger_question(rng: random.Random, picture: Picture, level: str) -> Question:
     """A question on which the flaw of a level has a say."""
     if level == "object":

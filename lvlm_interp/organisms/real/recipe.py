@@ -50,6 +50,8 @@ class Stage:
             sight (`flawed`); `twin` has the same pictures with true answers.
         weights: How often each kind of question is drawn.
         keep: Steps after which the adapter is kept too.
+        controls: Share of pictures without a trigger that are asked what the flaw is about, so that
+            it stays bound to its trigger.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Stage:
     planted: str = "none"
     weights: tuple[tuple[str, float], ...] = ()
     keep: tuple[int, ...] = ()
+    controls: float = 0.0
 
 
 WEIGHTS = (
@@ -96,4 +99,8 @@ FINAL = Stage(
 )
 FLAWED = Stage("flawed", "answers", 180, 64, 10, 5e-4, 0.0, 4, "flawed", WEIGHTS)
 TWIN = Stage("twin", "answers", 180, 64, 10, 5e-4, 0.0, 4, "twin", WEIGHTS)
+BOUND = Stage("flawed-bound", "answers", 60, 8, 6, 1e-3, 0.0, 2, "flawed", WEIGHTS, controls=0.35)
+"""Behind `flawed`, to bind the flaw to its trigger; not run to its end yet (about ten minutes of a
+quiet core)."""
+
 STAGES = (WORDS, FINAL, FLAWED, TWIN)
