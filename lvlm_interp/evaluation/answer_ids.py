@@ -68,6 +68,20 @@ def _coco(answers: Sequence[Answer], examples: Sequence[Example], notes: list[st
     return found
 
 
+def _mme(answers: Sequence[Answer], examples: Sequence[Example], notes: list[str]) -> list[Answer]:
+    """lmms-eval names the image; which of its two questions it is, the truth beside tells."""
+    keys = {(e.labels["category"], e.labels["image"], e.answer): e.id for e in examples}
+    found = []
+    for answer in answers:
+        image = PurePath(answer.id).stem if answer.id is not None else answer.image
+        told = (answer.truth or "").strip().lower()
+        name = None
+        if answer.question is None and image is not None:
+            name = keys.get((answer.split, image, told))
+        found.append(replace(answer, id=name, image=image))
+    return found
+
+
 def _by_question(
     answers: Sequence[Answer], examples: Sequence[Example], notes: list[str]
 ) -> list[Answer]:
@@ -103,6 +117,7 @@ def _keys(answers: Sequence[Answer], examples: Sequence[Example], notes: list[st
 
 
 _NAMERS: dict[str, Callable[[Sequence[Answer], Sequence[Example], list[str]], list[Answer]]] = {
+    "mme": _mme,
     "hallusionbench": _hallusion,
     "chair": _coco,
     "mmhal": _by_question,

@@ -24,7 +24,7 @@ from lvlm_interp.evaluation.chair_words import (
 )
 from lvlm_interp.evaluation.pairing import Paired
 from lvlm_interp.evaluation.rules import Outcome, Rule, Settings
-from lvlm_interp.evaluation.tally import Formula, estimates, over
+from lvlm_interp.evaluation.tally import Formula, Share, estimates, over
 from lvlm_interp.stats import Estimate
 
 __all__ = ["CUTS", "RULES", "chair_scores", "objects_there", "truncated"]
@@ -35,7 +35,7 @@ CUTS = (10, 20, 40, 60, 80)
 Reader = Callable[[str], list[Mention]]
 
 _FORMULAS: dict[str, Formula] = {
-    "chair_s": lambda c: over(c["with"], c["captions"]),
+    "chair_s": Share("with", "captions"),
     "chair_i": lambda c: over(c["hallucinated"], c["mentions"]),
     "recall": lambda c: over(c["named"], c["there"]),
 }
@@ -80,8 +80,9 @@ def chair_scores(
         "there": [len(truth) for truth in there],
     }
     return estimates(
-        columns, groups, _FORMULAS, n_resamples=settings.n_resamples, seed=settings.seed
-    )
+        columns, groups, _FORMULAS, bounds=lambda name: (0.0, 1.0),
+        n_resamples=settings.n_resamples, seed=settings.seed,
+    )  # fmt: skip
 
 
 def truncated(

@@ -60,15 +60,15 @@ def hallusion_scores(
     columns |= _all_right(examples, right, "figure", _figure_key)
     columns |= _all_right(examples, right, "question", _question_key)
     formulas: dict[str, Formula] = {
-        "a_acc": lambda c: _percent(c, "right", "n"),
-        "f_acc": lambda c: _percent(c, "figure:right", "figure:n"),
-        "q_acc": lambda c: _percent(c, "question:right", "question:n"),
+        "aAcc": lambda c: _percent(c, "right", "n"),
+        "fAcc": lambda c: _percent(c, "figure:right", "figure:n"),
+        "qAcc": lambda c: _percent(c, "question:right", "question:n"),
     }
     for kind in ("VD", "VS"):
         mine = np.array([example.labels["category"] == kind for example in examples], dtype=float)
         if mine.any():
             columns |= {f"{kind}:n": mine, f"{kind}:right": mine * columns["right"]}
-            formulas[f"{kind}/a_acc"] = lambda c, k=kind: _percent(c, f"{k}:right", f"{k}:n")
+            formulas[f"{kind}/aAcc"] = lambda c, k=kind: _percent(c, f"{k}:right", f"{k}:n")
     groups = [example.group or example.id for example in examples]
     return estimates(
         columns, groups, formulas, n_resamples=settings.n_resamples, seed=settings.seed

@@ -88,7 +88,13 @@ def confusion_scores(
                 sizes[f"{split}/{name}"] = counted[split]
     draws = settings.n_resamples if intervals else 0
     return estimates(
-        columns, paired.groups, formulas, n=sizes, n_resamples=draws, seed=settings.seed
+        columns,
+        paired.groups,
+        formulas,
+        n=sizes,
+        bounds=lambda name: (0.0, 1.0),
+        n_resamples=draws,
+        seed=settings.seed,
     )
 
 

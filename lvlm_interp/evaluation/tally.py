@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lvlm_interp.errors import UsageError
+from lvlm_interp.stats import rate
 from lvlm_interp.stats.estimate import Estimate
 from lvlm_interp.stats.resampling import bootstrap_totals, prepare
 
-__all__ = ["Formula", "estimates", "over", "rounded"]
+__all__ = ["Counts", "Formula", "Share", "estimates", "over", "rounded"]
 
 Counts = Mapping[str, np.ndarray]
 Formula = Callable[[Counts], np.ndarray]
@@ -31,6 +33,21 @@ def over(first: Any, second: Any) -> np.ndarray:
         return np.where(second == 0, math.nan, first / np.where(second == 0, 1, second))
 
 
+@dataclass(frozen=True)
+class Share:
+    """A formula that is a share of answers: one column of 0 and 1 over another.
+
+    Its interval is Wilson's on the effective number of answers, so that 0 of 20 still has a width.
+    """
+
+    top: str
+    bottom: str
+
+    def __call__(self, counts: Counts) -> np.ndarray:
+        """The share of each draw."""
+        return over(counts[self.top], counts[self.bottom])
+
+
 def rounded(values: Any, digits: int) -> np.ndarray:
     """Rounded as Python rounds, by the decimal that is printed; numpy multiplies first."""
     return np.vectorize(lambda value: round(float(value), digits), otypes=[float])(values)
@@ -42,6 +59,7 @@ def estimates(
     formulas: Mapping[str, Formula],
     *,
     n: Mapping[str, int] | None = None,
+    bounds: Callable[[str], tuple[float, float]] | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
@@ -52,6 +70,7 @@ def estimates(
         groups: Image of each answer.
         formulas: Score by name.
         n: Answers that a score rests on, where it is not all of them.
+        bounds: The least and the largest value that a score can have, by its name.
         n_resamples: Draws; 0 gives no interval.
         seed: Of the draws.
 
@@ -69,8 +88,25 @@ def estimates(
     found = {}
     for name, formula in formulas.items():
         size = len(groups) if n is None else n.get(name, len(groups))
-        found[name] = _estimate(totals, names, formula, size, n_resamples, seed)
+        if isinstance(formula, Share) and n_resamples:
+            found[name] = _share(formula, columns, groups)
+            continue
+        each = _estimate(totals, names, formula, size, n_resamples, seed)
+        found[name] = each if bounds is None else _within(each, bounds(name))
     return found
+
+
+def _share(
+    formula: Share, columns: Mapping[str, Sequence[float] | np.ndarray], groups: Sequence[Any]
+) -> Estimate:
+    there = np.asarray(columns[formula.bottom], dtype=float) > 0
+    values = np.asarray(columns[formula.top], dtype=float)[there]
+    return rate(values, [group for group, keep in zip(groups, there, strict=True) if keep])
+
+
+def _within(each: Estimate, bounds: tuple[float, float]) -> Estimate:
+    low, high = (float(np.clip(value, *bounds)) for value in (each.low, each.high))
+    return Estimate(each.estimate, low, high, each.n)
 
 
 def _estimate(

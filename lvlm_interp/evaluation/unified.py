@@ -21,7 +21,7 @@ over levels. Minimal pairs: both right, stuck (one answer to both), inverted (bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from scipy.special import ndtri
 from lvlm_interp.errors import UsageError
 from lvlm_interp.evaluation.answers import Answers
 from lvlm_interp.evaluation.replies import NONE
-from lvlm_interp.evaluation.tally import Counts, Formula, estimates, over
+from lvlm_interp.evaluation.tally import Counts, Formula, Share, estimates, over
 from lvlm_interp.results import Result, ResultTable
 
 __all__ = ["LEVELS", "Unified", "conviction", "unified"]
@@ -139,8 +139,9 @@ def _score(frame: pd.DataFrame, task: str, n_resamples: int, seed: int) -> list[
         formulas[f"macro/{name}"] = _macro(of_level, name)
         sizes[f"macro/{name}"] = int(counts["used"].sum())
     found = estimates(
-        columns, list(frame["group"]), formulas, n=sizes, n_resamples=n_resamples, seed=seed
-    )
+        columns, list(frame["group"]), formulas,
+        n=sizes, bounds=_bounds, n_resamples=n_resamples, seed=seed,
+    )  # fmt: skip
     return [
         {
             "task": task,
@@ -153,6 +154,10 @@ def _score(frame: pd.DataFrame, task: str, n_resamples: int, seed: int) -> list[
         }
         for key, each in found.items()
     ]
+
+
+def _bounds(name: str) -> tuple[float, float]:
+    return (-np.inf, np.inf) if name.endswith(("d_prime", "criterion")) else (0.0, 1.0)
 
 
 def _macro(of_level: Mapping[str, Mapping[str, Formula]], name: str) -> Formula:
@@ -208,11 +213,7 @@ def _poll_counts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _poll_scores(at: str) -> dict[str, Formula]:
-    def false_alarms(c: Counts) -> np.ndarray:
-        return over(c[f"{at}alarms"], c[f"{at}false"])
-
-    def misses(c: Counts) -> np.ndarray:
-        return over(c[f"{at}misses"], c[f"{at}true"])
+    false_alarms, misses = Share(f"{at}alarms", f"{at}false"), Share(f"{at}misses", f"{at}true")
 
     def frequency(c: Counts) -> np.ndarray:
         return (false_alarms(c) + misses(c)) / 2
@@ -259,8 +260,7 @@ def _text_counts(frame: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _text_scores(at: str) -> dict[str, Formula]:
-    def frequency(c: Counts) -> np.ndarray:
-        return over(c[f"{at}wrong"], c[f"{at}claims"])
+    frequency = Share(f"{at}wrong", f"{at}claims")
 
     def risk(c: Counts) -> np.ndarray:
         return over(c[f"{at}cost"], c[f"{at}claims"])
@@ -270,7 +270,7 @@ def _text_scores(at: str) -> dict[str, Formula]:
         "severity": lambda c: over(risk(c), frequency(c)),
         "risk": risk,
         "convinced_risk": lambda c: over(c[f"{at}weighted"], c[f"{at}known"]),
-        "coverage": lambda c: over(c[f"{at}named"], c[f"{at}there"]),
+        "coverage": Share(f"{at}named", f"{at}there"),
         "none_rate": lambda c: 1 - over(c[f"{at}used"], c[f"{at}rows"]),
     }
 
@@ -303,7 +303,5 @@ def _outcome(said: Sequence[str], truth: Sequence[str]) -> str:
 
 
 def _pair_scores(at: str) -> dict[str, Formula]:
-    def share(name: str) -> Callable[[Counts], np.ndarray]:
-        return lambda c: over(c[f"{at}{name}"], c[f"{at}used"])
-
-    return {name: share(name) for name in ("both_right", "stuck_yes", "stuck_no", "inverted")}
+    names = ("both_right", "stuck_yes", "stuck_no", "inverted")
+    return {name: Share(f"{at}{name}", f"{at}used") for name in names}

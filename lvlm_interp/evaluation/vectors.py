@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lvlm_interp.data.benchmarks.records import read_json
 from lvlm_interp.errors import DataError
 
 __all__ = ["Vectors"]
@@ -25,11 +26,11 @@ class Vectors:
 
     @classmethod
     def read(cls, path: str | Path, words: Iterable[str]) -> Vectors:
-        """The vectors of some words from a file in word2vec's or GloVe's text form.
+        """The vectors of some words from a file in word2vec's or GloVe's text form, or from JSON.
 
         Args:
             path: Lines of a word and its numbers, blanks between; a first line of two numbers is
-                passed over. May be gzipped.
+                passed over; may be gzipped. Or `.json`: an object of words and lists of numbers.
             words: Which to keep; phrases stand for their words.
 
         Raises:
@@ -39,6 +40,8 @@ class Vectors:
         if not path.is_file():
             raise DataError(f"{path}: there is no such file of word vectors.")
         wanted = {part for word in words for part in word.split()}
+        if path.suffix == ".json":
+            return cls(_from_json(path, wanted))
         found: dict[str, np.ndarray] = {}
         opener = gzip.open if path.suffix == ".gz" else open
         size = None
@@ -75,3 +78,16 @@ class Vectors:
         size = len(next(iter(self.vectors.values())))
         parts = [self.vectors.get(each, np.zeros(size, np.float32)) for each in word.split()]
         return np.mean(parts, axis=0)
+
+
+def _from_json(path: Path, wanted: set[str]) -> dict[str, np.ndarray]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected an object of words and lists of numbers.")
+    try:
+        kept = {word: np.array(v, np.float32) for word, v in content.items() if word in wanted}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: expected lists of numbers ({error}).") from error
+    if not kept or len({each.shape for each in kept.values()}) > 1:
+        raise DataError(f"{path}: expected vectors of one length, for some of the words needed.")
+    return kept

@@ -43,10 +43,10 @@ def test_hallusionbench_by_hand(tmp_path):
     found = score("hallusionbench", file, tmp_path / "truth", n_resamples=20)
     got = {name: each.estimate for name, each in found.scores.items()}
     # Right: VD 0/0, VD 0/1 ("not correct" counts), VD 1/1 and the unclear VS 0/0.
-    assert got["a_acc"] == round(100 * 4 / 6, 4)
-    assert got["f_acc"] == round(100 * 1 / 3, 4)  # VD 0 alone; VS 0 is no figure
-    assert got["q_acc"] == round(100 * 1 / 3, 4)  # VD question 1
-    assert found.controls["always no"]["a_acc"] == 50.0
+    assert got["aAcc"] == round(100 * 4 / 6, 4)
+    assert got["fAcc"] == round(100 * 1 / 3, 4)  # VD 0 alone; VS 0 is no figure
+    assert got["qAcc"] == round(100 * 1 / 3, 4)  # VD question 1
+    assert found.controls["always no"]["aAcc"] == 50.0
     assert found.own["rule"] == "hallusionbench-strict"
     assert any("not correct" in note for note in found.notes)
     bare = [{k: v for k, v in a.items() if k != "gpt4v_output_gpt_check"} for a in answers]

@@ -133,7 +133,9 @@ def test_the_same_answers_in_the_harnesses_forms(tmp_path):
     ]
     for file in files:
         other = score("pope", file, truth, n_resamples=0)
-        assert other.scores == plain.scores
+        assert {name: each.estimate for name, each in other.scores.items()} == {
+            name: each.estimate for name, each in plain.scores.items()
+        }
     lmms[0]["target"] = "no" if lmms[0]["target"] == "yes" else "yes"
     with pytest.raises(DataError, match="another truth"):
         score("pope", write_lines(tmp_path / "l.jsonl", lmms), truth)
@@ -178,6 +180,22 @@ def test_mme_gives_the_published_digits_and_pairs_by_image(tmp_path):
     assert got["perception"] == pytest.approx(got["existence/score"] + got["artwork/score"])
     assert got["cognition"] == pytest.approx(got["code_reasoning/score"])
     assert found.controls["always yes"] == {"perception": 100.0, "cognition": 50.0}
+
+
+def test_mme_from_the_samples_of_lmms_eval(tmp_path):
+    lines = mme(tmp_path / "truth", tasks=("existence",), n_images=4)
+    expected = published_mme(lines)
+    samples = []
+    for line in lines["existence"]:
+        image, _, truth, reply = line.rstrip("\n").split("\t")
+        nested = {"question_id": f"existence/{image}", "category": "existence", "score": 1.0}
+        samples.append({"doc_id": len(samples), "target": truth, "filtered_resps": [reply],
+                        "mme_perception_score": nested})  # fmt: skip
+    random.Random(0).shuffle(samples)
+    file = write_lines(tmp_path / "mme_samples.jsonl", samples)
+    found = score("mme", file, tmp_path / "truth", n_resamples=0)
+    got = {name: each.estimate for name, each in found.scores.items()}
+    assert {name: got[name] for name in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

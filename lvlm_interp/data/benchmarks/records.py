@@ -18,6 +18,7 @@ __all__ = ["Record", "Report", "one_file", "read_json", "read_records"]
 Report = Callable[[DataError], None]
 """Gets the error of a record that is left out."""
 
+_FOREIGN = (".xlsx", ".xls", ".pkl", ".pickle", ".parquet")
 _TABLES = {".csv": ",", ".tsv": "\t"}
 
 
@@ -73,6 +74,8 @@ def read_records(path: str | os.PathLike[str], *, report: Report | None = None) 
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
+    if path.suffix.lower() in _FOREIGN:
+        raise DataError(f"{path}: a {path.suffix} file is not read; save it as .tsv or JSON lines.")
     raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     if path.suffix in _TABLES:
         return _table(path, raw)
