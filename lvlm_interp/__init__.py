@@ -37,6 +37,7 @@ _PUBLIC = {
     "probing": "lvlm_interp.probing",
     "scenes": "lvlm_interp.organisms.pairs",  # so that li.scenes.pairs(...) makes pairs of scenes
     "wrap": "lvlm_interp.models.loading:wrap",
+    "write_pairs": "lvlm_interp.data.write:write_pairs",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

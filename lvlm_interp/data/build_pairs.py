@@ -21,7 +21,7 @@ import pandas as pd
 
 from lvlm_interp.data.checks import id_in_reply
 from lvlm_interp.data.edits import EditedImage
-from lvlm_interp.data.examples import Box, ContrastPair, Example
+from lvlm_interp.data.examples import KINDS, Box, ContrastPair, Example
 from lvlm_interp.data.groups import with_groups
 from lvlm_interp.data.lines import Report
 from lvlm_interp.data.pair_rows import Row, parse_row, rows_of, with_foil
@@ -41,6 +41,7 @@ def build_pairs(
     rows: Sequence[Row] | str | os.PathLike[str],
     corrupt: Corruption = "mask",
     *,
+    kind: str = "evidence",
     control: bool = False,
     words: Mapping[str, str] | None = None,
     noise: float = 0.5,
@@ -65,6 +66,9 @@ def build_pairs(
             there in another row's image) inside the box; `noise` on the whole image; `image`,
             another row's image of the same size (two rows exchange theirs); `prompt`, words
             exchanged for each other. Of several images the first is edited.
+        kind: `evidence` edits what is asked about: the corrupt side lacks it. `trigger` takes away
+            what misleads (name its box): the clean side lacks it, the corrupt side is the row as it
+            is, and the answer is true on both.
         control: Edit a random box of the same size that does not meet the named one instead.
         words: For `prompt`: each word and what it is exchanged with, both ways.
         noise: Standard deviation of the noise, in units of the full range of a pixel.
@@ -76,8 +80,8 @@ def build_pairs(
         report: Gets the error of each row left out; by default it is logged as a warning.
 
     Returns:
-        Pairs of kind `evidence`: the corrupt side lacks what the answer is about. Edited images are
-        made when they are opened, so that many pairs need little memory.
+        One pair per row. Edited images are made when they are opened, so that many pairs need
+        little memory.
 
     Raises:
         DataError: An unknown way, or a row that lacks what it needs; the row is named.
@@ -88,6 +92,8 @@ def build_pairs(
         raise DataError("corrupt='prompt' needs words={'left': 'right'}: which words to exchange.")
     if control and corrupt not in _BOXED:
         raise DataError(f"control=True is for the edits of a box, not for {corrupt!r}.")
+    if kind not in KINDS:
+        raise DataError(f"kind={kind!r}: expected one of {', '.join(KINDS)}.")
     report = (report or _warn) if skip_bad else None
     named = _read(rows, box, candidates, report)
     donors = _Donors([each for _, each in named]) if corrupt in _BORROWING else None
@@ -107,7 +113,8 @@ def build_pairs(
                 edited = EditedImage(first, corrupt, at, donor, noise, (seed, index))
                 image = [edited, *others] if others else edited
             assert image is not None
-            pairs.append(_pair(example, image, prompt, corrupt, at, control))
+            pair = _pair(example, image, prompt, corrupt, at, control)
+            pairs.append(pair if kind == "evidence" else _as_trigger(pair, example))
     return with_groups(pairs)
 
 
@@ -286,3 +293,12 @@ def _pair(
         group=example.group,
         labels={"made": made, "corruption": kind, "control": control},
     )
+
+
+def _as_trigger(pair: ContrastPair, example: Example) -> ContrastPair:
+    """The pair turned round: without what misleads on the clean side, and with it behind."""
+    without = replace(
+        pair.corrupt, answer=example.answer, foil=example.foil, labels={**pair.corrupt.labels}
+    )
+    misled = replace(example, labels={**example.labels, "trigger": True})
+    return replace(pair, clean=without, corrupt=misled, kind="trigger")

@@ -51,7 +51,9 @@ def parse_pair(line: Line) -> ContrastPair:
     other = line.text("corrupt_prompt") and question(line, "corrupt_prompt")
     images = {side: line.image(side) for side in ("clean", "corrupt")}
     box = line.box("box")
-    boxes = {**({"object": box} if box else {}), **line.boxes("boxes")}
+    boxes = line.boxes("boxes")
+    if box is not None:
+        boxes.setdefault("object", box)
     labels = line.mapping("labels")
     truth = foil if kind == "evidence" else answer
     sides = {

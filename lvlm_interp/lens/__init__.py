@@ -15,6 +15,7 @@ from lvlm_interp.lens.localise import Localisation, localise
 from lvlm_interp.lens.logit_lens import LensResult, logit_lens
 from lvlm_interp.lens.patchscope import PatchscopeResult, patchscope, self_consistency
 from lvlm_interp.lens.relevance import Relevance, relevance
+from lvlm_interp.lens.spoken import SpokenAttention, spoken_attention
 from lvlm_interp.lens.token_ablation import TokenAblation, token_ablation
 from lvlm_interp.lens.tuned_lens import (
     TunedLens,
@@ -33,6 +34,7 @@ __all__ = [
     "Relevance",
     "Rollout",
     "Sinks",
+    "SpokenAttention",
     "TokenAblation",
     "TokenScores",
     "TunedLens",
@@ -48,6 +50,7 @@ __all__ = [
     "relevance",
     "rollout",
     "self_consistency",
+    "spoken_attention",
     "token_ablation",
     "train_tuned_lens",
     "visual_sinks",

@@ -11,6 +11,7 @@ from lvlm_interp.plotting.graphs import circuit
 from lvlm_interp.plotting.heat import head_map, role_map
 from lvlm_interp.plotting.images import lens_grid, overlay
 from lvlm_interp.plotting.page import lens_page, write_lens_page
+from lvlm_interp.plotting.spoken import spoken
 from lvlm_interp.plotting.style import save, venues
 
 _display.register()
@@ -29,6 +30,7 @@ __all__ = [
     "probe_flow",
     "role_map",
     "save",
+    "spoken",
     "trajectory",
     "venues",
     "write_lens_page",

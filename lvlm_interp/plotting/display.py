@@ -23,6 +23,7 @@ from lvlm_interp.lens import (
     LensResult,
     Localisation,
     PatchscopeResult,
+    SpokenAttention,
     TokenAblation,
     TokenScores,
     TunedLensFit,
@@ -34,6 +35,7 @@ from lvlm_interp.plotting.curves import layer_curve, probe_flow
 from lvlm_interp.plotting.graphs import circuit
 from lvlm_interp.plotting.heat import head_map, role_map
 from lvlm_interp.plotting.images import lens_grid, overlay
+from lvlm_interp.plotting.spoken import spoken
 from lvlm_interp.plotting.style import to_png
 from lvlm_interp.probing import CausalEffect, CrossTest, KnownNotSaid, ProbeSweep
 from lvlm_interp.results import Result, ResultTable, register_display
@@ -49,6 +51,7 @@ def register() -> None:
     for kind, function in (
         (LensResult, show_lens),
         (TokenScores, show_scores),
+        (SpokenAttention, show_spoken),
         (Localisation, show_localisation),
         (Confidence, show_confidence),
         (TokenAblation, show_token_ablation),
@@ -104,6 +107,13 @@ def show_scores(result: TokenScores) -> str:
         return result.table._repr_html_()
     name = type(result).__name__
     return _shown(result, lambda each: overlay(image, each.grid(), label=name.lower()), name)
+
+
+def show_spoken(result: SpokenAttention) -> str:
+    """Attention of each generated token of the first row over its image."""
+    if _image(result.images, 0) is None or not result.words[0] or not _on_grid(result, 0):
+        return result.table._repr_html_()
+    return _shown(result, spoken, "Attention of each generated token")
 
 
 def show_localisation(result: Localisation) -> str:
@@ -351,7 +361,7 @@ def _estimates(result: Result, found: dict[str, Estimate], label: str, caption: 
     )
 
 
-def _on_grid(result: LensResult | TokenScores, row: int) -> bool:
+def _on_grid(result: LensResult | TokenScores | SpokenAttention, row: int) -> bool:
     """Whether the tokens of a row can be laid over its image: not so for words and query tokens."""
     tokens = result.tokens[row]
     at = result.selection.at[result.selection.rows == row]

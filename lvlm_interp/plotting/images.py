@@ -63,7 +63,7 @@ def overlay(
     with style.sheet(venue, width=width, ratio=0.84 * ratio, cols=2) as (figure, axes):
         left, right = axes[0]
         left.imshow(picture)
-        right.imshow(_faded(picture))
+        right.imshow(faded(picture))
         norm = Normalize(low, high if high > low else low + 1)
         shown = right.imshow(
             np.ma.masked_invalid(values),
@@ -74,7 +74,7 @@ def overlay(
         )
         right.set(xlim=left.get_xlim(), ylim=left.get_ylim())
         for axis, name in ((left, "image"), (right, title)):
-            _bare(axis, name)
+            bare(axis, name)
             if box is not None:
                 _frame(axis, box)
         figure.colorbar(shown, ax=right, label=label, fraction=0.046, pad=0.03)
@@ -135,7 +135,7 @@ def lens_grid(
         shades = ScalarMappable(Normalize(0, max(top, 1e-9)), _LABELS)
         for axis, layer in zip(axes.ravel(), words, strict=False):
             _word_panel(axis, picture, words[layer], probs[layer], shades, letters)
-            _bare(axis, f"layer {layer}" if layer >= 0 else "input of layer 0")
+            bare(axis, f"layer {layer}" if layer >= 0 else "input of layer 0")
             if box is not None:
                 _frame(axis, box)
         figure.colorbar(
@@ -202,13 +202,14 @@ def _grid(grid: np.ndarray, figure: str) -> np.ndarray:
     return values
 
 
-def _faded(picture: Image.Image) -> Image.Image:
+def faded(picture: Image.Image) -> Image.Image:
     """Grey and lighter, so that the only colours are those of the heat."""
     grey = picture.convert("L").convert("RGB")
     return Image.blend(grey, Image.new("RGB", grey.size, "white"), 0.35)
 
 
-def _bare(axis: Axes, title: str) -> None:
+def bare(axis: Axes, title: str) -> None:
+    """A panel without ticks and frame, with its title on the left."""
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
