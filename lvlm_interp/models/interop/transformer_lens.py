@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.errors import InputError, ModelError, SiteError, UsageError
 from lvlm_interp.sites import Site
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def to_transformer_lens(model: LVLM, inputs: Inputs | Mapping[str, Any] | None =
 
     Raises:
         ModelError: TransformerLens does not support the family.
+        UsageError: A context is open on the model.
     """
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
@@ -70,7 +71,12 @@ def to_transformer_lens(model: LVLM, inputs: Inputs | Mapping[str, Any] | None =
             f"TransformerLens does not support the family {model.family.name}; it supports "
             f"{', '.join(FAMILIES)}."
         )
-    copy = deepcopy(model.hf)
+    if model.is_watched:
+        raise UsageError(
+            "An edit or a recording is open, which would be copied into the bridge for good: leave "
+            "that context first."
+        )
+    copy = deepcopy(model.hf).eval()
     with _without_video_libraries():
         bridge = build_bridge_from_module(copy, type(model.hf).__name__, hf_config=copy.config)
     extras = None
@@ -78,7 +84,8 @@ def to_transformer_lens(model: LVLM, inputs: Inputs | Mapping[str, Any] | None =
         ready = model.as_inputs(inputs)
         extras = {name: value for name, value in ready.items() if name != "input_ids"}
     image_token = getattr(model.config, model.family.image_token)
-    for name in ("run_with_hooks", "run_with_cache"):
+    # A plain call goes through `forward`, and so do the runs of its other tools.
+    for name in ("forward", "run_with_hooks", "run_with_cache"):
         setattr(bridge, name, _with_image(getattr(bridge, name), extras, image_token))
     return bridge
 
@@ -87,7 +94,13 @@ def _with_image(run: Callable[..., Any], extras: dict[str, Any] | None, image_to
     """A run of the bridge that has its image, or says that it has not."""
 
     @wraps(run)
-    def bound(tokens: Any, *args: Any, **kwargs: Any) -> Any:
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        tokens = args[0] if args else kwargs.get("input", kwargs.get("input_ids"))
+        if isinstance(tokens, str) or (isinstance(tokens, list) and isinstance(tokens[0], str)):
+            raise InputError(
+                "TransformerLens would read a text without its image: pass the ids that "
+                "model.prepare() makes of both."
+            )
         with_extras = {**_fitting(extras or {}, tokens), **kwargs}
         holds_image = isinstance(tokens, Tensor) and bool((tokens == image_token).any())
         if holds_image and with_extras.get("pixel_values") is None:
@@ -99,7 +112,7 @@ def _with_image(run: Callable[..., Any], extras: dict[str, Any] | None, image_to
             with_extras["fwd_hooks"] = [
                 (name, _guarded(name, hook)) for name, hook in with_extras["fwd_hooks"]
             ]
-        return run(tokens, *args, **with_extras)
+        return run(*args, **with_extras)
 
     return bound
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.errors import InputError, ModelError, SiteError, UsageError
 from lvlm_interp.models.interop.transformer_lens import FAMILIES
 from lvlm_interp.models.loading import wrap
 from tests.models import processors, zoo
@@ -121,3 +121,27 @@ def test_what_misleads_is_refused() -> None:
 def test_unsupported_families_are_named(name: str) -> None:
     with pytest.raises(ModelError, match=f"does not support the family {name}"):
         wrap(zoo.build(name)).to_transformer_lens()
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_plain_call_has_its_image_too(name: str) -> None:
+    model, inputs, _ = model_and_inputs(name)
+    bridge = model.to_transformer_lens(inputs)
+    torch.testing.assert_close(bridge(inputs["input_ids"]), model(inputs), **EXACT)
+    torch.testing.assert_close(bridge(input=inputs["input_ids"]), model(inputs), **EXACT)
+    blind = model.to_transformer_lens()
+    with pytest.raises(InputError, match="run without the image"):
+        blind(inputs["input_ids"])
+    with pytest.raises(InputError, match="read a text without its image"):
+        bridge("is there a dog?")
+    with pytest.raises(InputError, match="bind inputs that fit"):
+        bridge(inputs["input_ids"][:, :-1])
+
+
+def test_no_bridge_is_made_of_a_model_that_is_being_edited() -> None:
+    model, inputs, _ = model_and_inputs("llava")
+    with (
+        model.edit({"text.0.z": torch.zeros_like}),
+        pytest.raises(UsageError, match="leave that context first"),
+    ):
+        model.to_transformer_lens(inputs)
