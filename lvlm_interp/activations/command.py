@@ -24,6 +24,9 @@ def extract(
     engine: Literal["here", "ray"] = "here",
     address: str | None = None,
     workers: int = 2,
+    device: str = "auto",
+    model_dtype: str = "auto",
+    revision: str | None = None,
 ) -> None:
     """Store the activations of a data set, once, for everything that reads them.
 
@@ -42,6 +45,9 @@ def extract(
         engine: here, or ray for many machines.
         address: Of the Ray cluster.
         workers: Ray actors.
+        device: Where the model runs; auto is a GPU where there is one.
+        model_dtype: Of the weights; auto is the checkpoint's own.
+        revision: Of a hub checkpoint.
     """
     if data is None or out is None:
         need = "--data" if data is None else "--out"
@@ -49,12 +55,12 @@ def extract(
     from lvlm_interp.activations.extract import extract as run
     from lvlm_interp.data.sources import load_examples
     from lvlm_interp.jobs import on_ray
-    from lvlm_interp.models.loading import load_model
+    from lvlm_interp.models.loading import load_for_command
 
     skipped: list[DataError] = []
     examples = load_examples(data, skip_bad=skip_bad, report=skipped.append)
     store = run(
-        load_model(model),
+        load_for_command(model, device, model_dtype, revision),
         examples,
         sites=sites,
         positions=positions,

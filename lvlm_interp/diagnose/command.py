@@ -25,6 +25,9 @@ def main(
     resume: bool = False,
     force: bool = False,
     skip_bad: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
 ) -> None:
     """Find at which level a model goes wrong, where inside, and whether acting there mends it.
 
@@ -38,6 +41,9 @@ def main(
         resume: Go on with an unfinished run (or start one).
         force: Replace another run in the output folder; what is not of a run stays.
         skip_bad: Leave wrong lines of the data out, and list them.
+        device: Where the model runs; auto is a GPU where there is one.
+        dtype: Of the weights; auto is the checkpoint's own.
+        revision: Of a hub checkpoint.
     """
     outcome = run(
         model,
@@ -49,6 +55,9 @@ def main(
         resume=resume,
         force=force,
         skip_bad=skip_bad,
+        device=device,
+        dtype=dtype,
+        revision=revision,
     )
     show(outcome, Console())
 

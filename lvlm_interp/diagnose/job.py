@@ -26,6 +26,7 @@ from lvlm_interp.files import atomic_write
 from lvlm_interp.models.identity import weight_hash
 from lvlm_interp.models.loading import load_model, shipped_path
 from lvlm_interp.models.lvlm import LVLM
+from lvlm_interp.models.options import threads_by_size
 from lvlm_interp.results import ResultTable, provenance
 
 
@@ -70,6 +71,9 @@ def run(
     resume: bool = False,
     force: bool = False,
     skip_bad: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
 ) -> Outcome:
     """Find at which level a model goes wrong, where inside, and whether acting there mends it.
 
@@ -85,6 +89,9 @@ def run(
         resume: Go on with an unfinished run.
         force: Replace another run.
         skip_bad: Leave wrong lines of the data out, with a warning for each.
+        device: Where the model runs; auto is a GPU where there is one.
+        dtype: Of the weights; auto is the checkpoint's own.
+        revision: Of a hub checkpoint.
 
     Raises:
         LvlmInterpError: Whatever a user can mend: no model, a wrong line, an occupied folder.
@@ -95,7 +102,9 @@ def run(
     if isinstance(given, str | Path):
         # A wrong line is told before a large model is loaded; with the model each is told again.
         load_pairs(spec, skip_bad=skip_bad, report=lambda _: None)
-    lvlm = model if isinstance(model, LVLM) else load_model(name)
+    lvlm = model
+    if not isinstance(lvlm, LVLM):
+        lvlm = load_model(name, device=device, dtype=dtype, revision=revision)
     if isinstance(given, str | Path):
         pairs = load_pairs(spec, model=lvlm, skip_bad=skip_bad)
     else:
@@ -110,7 +119,8 @@ def run(
     )
     folder = RunFolder.open(out, origin, resume=resume, force=force)
     steps = _Run(lvlm, pairs, folder, seed, batch_size, origin)
-    return Outcome(steps.everything(), folder.path)
+    with threads_by_size(lvlm.hf):
+        return Outcome(steps.everything(), folder.path)
 
 
 def _as_pairs(data: Sequence[Any], seed: int, skip_bad: bool) -> list[ContrastPair]:

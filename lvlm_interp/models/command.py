@@ -22,6 +22,9 @@ def main(
     family: str | None = None,
     json: Path | None = None,
     table: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
 ) -> int:
     """Show every architecture of the installed transformers, or prove some of them.
 
@@ -31,6 +34,9 @@ def main(
         family: With --check and a checkpoint: `auto` for an architecture that is not registered.
         json: Write the listing there: model_type, status (verified or refused) and reason of all.
         table: With --check alone: write the outcomes there; the package keeps `verified.json`.
+        device: With a checkpoint: where it runs; auto is a GPU where there is one.
+        dtype: With a checkpoint: of the weights; auto is its own.
+        revision: Of a hub checkpoint.
 
     Returns:
         0, or 1 where a proof failed.
@@ -45,7 +51,8 @@ def main(
     if check is True:
         return _check_tiny(table)
     if check:
-        return _check_one(str(check), family)
+        loading = {"device": device, "dtype": dtype, "revision": revision}
+        return _check_one(str(check), family, loading)
     found = listing.listing()
     if json is not None:
         listing.write_listing(found, json)
@@ -70,11 +77,11 @@ def _check_tiny(table: Path | None) -> int:
     return 1 if failed else 0
 
 
-def _check_one(source: str, family: str | None) -> int:
+def _check_one(source: str, family: str | None, loading: dict[str, Any]) -> int:
     from lvlm_interp.models.loading import load_model
     from lvlm_interp.models.selfcheck import inspect
 
-    model = load_model(source, selfcheck=False, family=family)
+    model = load_model(source, selfcheck=False, family=family, **loading)
     report = inspect(model)
     sys.stdout.write(f"{model!r}\n{report}\n")
     if report.failed:

@@ -19,7 +19,7 @@ from lvlm_interp.models.families import FAMILIES, auto, family_of
 from lvlm_interp.models.family import Family
 from lvlm_interp.models.inputs.processors import load_processor
 from lvlm_interp.models.lvlm import LVLM
-from lvlm_interp.models.options import check_taken, weight_options
+from lvlm_interp.models.options import check_taken, settle_threads, weight_options
 from lvlm_interp.models.selfcheck import self_check
 
 
@@ -86,6 +86,20 @@ def load_model(
     if adapter is not None:
         hf = with_adapter(hf, adapter)
     return _view(hf, made, known, str(path_or_id), selfcheck=selfcheck)
+
+
+def load_for_command(
+    path_or_id: str, device: str = "auto", dtype: str = "auto", revision: str | None = None
+) -> LVLM:
+    """A model for a process of its own: on a GPU where there is one, with threads by its size.
+
+    Raises:
+        ModelError: As `load_model`.
+        UsageError: No such device.
+    """
+    model = load_model(path_or_id, device=device, dtype=dtype, revision=revision)
+    settle_threads(model.hf)
+    return model
 
 
 def wrap(

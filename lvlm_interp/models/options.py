@@ -97,23 +97,27 @@ def threads_for(n_weights: int, available: int) -> int:
     return min(4, available) if n_weights < MEDIUM else available
 
 
-@contextmanager
-def threads_by_size(hf: torch.nn.Module) -> Iterator[None]:
-    """Run with `threads_for` a model, where nobody has chosen a number of threads.
+def settle_threads(hf: torch.nn.Module) -> None:
+    """Use `threads_for` a model from now on, where nobody has chosen a number of threads.
 
     A choice is OMP_NUM_THREADS or MKL_NUM_THREADS, or a number that is not torch's default.
     """
-    before = torch.get_num_threads()
-    cores = os.cpu_count() or 1
+    now, cores = torch.get_num_threads(), os.cpu_count() or 1
     chosen = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
-    if chosen or before not in (cores, max(cores // 2, 1), len(_affinity())):
-        yield
-        return
-    torch.set_num_threads(threads_for(sum(p.numel() for p in hf.parameters()), before))
+    if not chosen and now in (cores, max(cores // 2, 1), len(_affinity())):
+        torch.set_num_threads(threads_for(sum(p.numel() for p in hf.parameters()), now))
+
+
+@contextmanager
+def threads_by_size(hf: torch.nn.Module) -> Iterator[None]:
+    """`settle_threads` while the context is open."""
+    before = torch.get_num_threads()
+    settle_threads(hf)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _affinity() -> set[int]:

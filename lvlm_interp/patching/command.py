@@ -8,7 +8,7 @@ from typing import Literal
 
 from lvlm_interp.data.sources import load_pairs
 from lvlm_interp.errors import DataError, UsageError
-from lvlm_interp.models.loading import load_model
+from lvlm_interp.models.loading import load_for_command
 from lvlm_interp.patching.activation import activation_patch
 
 
@@ -26,6 +26,9 @@ def main(
     memory_mib: float = 512.0,
     top: int = 10,
     skip_bad: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
 ) -> None:
     """Patch components of one run into the other and write a row per pair and component.
 
@@ -47,12 +50,15 @@ def main(
         memory_mib: Bound, in MiB, on what the fast engine holds at once.
         top: Components to show.
         skip_bad: Leave wrong lines of the data out, and list them.
+        device: Where the model runs; auto is a GPU where there is one.
+        dtype: Of the weights; auto is the checkpoint's own.
+        revision: Of a hub checkpoint.
     """
     target = _target(out)
     chosen = _heads(heads)
     if top < 1:
         raise UsageError(f"--top {top}: expected at least one component to show.")
-    loaded = load_model(model)
+    loaded = load_for_command(model, device, dtype, revision)
     loaded.sites(sites)  # a wrong name is told before the data is read
     skipped: list[DataError] = []
     result = activation_patch(

@@ -9,7 +9,7 @@ from lvlm_interp.errors import UsageError
 from lvlm_interp.lens import logit_lens
 from lvlm_interp.models.inputs import Inputs
 from lvlm_interp.models.inputs.images import open_image
-from lvlm_interp.models.loading import load_model
+from lvlm_interp.models.loading import load_for_command
 from lvlm_interp.models.lvlm import LVLM
 from lvlm_interp.plotting.page import write_lens_page
 
@@ -24,6 +24,9 @@ def lens(
     norm: str = "final",
     top_k: int = 20,
     force: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
 ) -> None:
     """Write a page that shows what each image token says, layer by layer.
 
@@ -38,6 +41,9 @@ def lens(
         norm: The model's final norm before the unembedding (final), or none.
         top_k: Words to keep of each patch.
         force: Replace an existing page.
+        device: Where the model runs; auto is a GPU where there is one.
+        dtype: Of the weights; auto is the checkpoint's own.
+        revision: Of a hub checkpoint.
     """
     if image is None or prompt is None:
         missing = "--image" if image is None else "--prompt"
@@ -47,7 +53,7 @@ def lens(
     if out.exists() and not force:
         raise UsageError(f"{out} exists already: choose another --out, or add --force.")
     picture = open_image(image)
-    loaded = load_model(model)
+    loaded = load_for_command(model, device, dtype, revision)
     inputs = loaded.prepare([(picture, prompt)])
     warn_of_unknown_words(loaded, inputs)
     result = logit_lens(
