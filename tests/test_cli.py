@@ -4,8 +4,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib import import_module
-from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -213,18 +211,3 @@ def test_lists_are_given_one_way(capsys, words):
 def test_errors_name_the_option(capsys, words, says):
     assert cli.main(["lists", *words]) == 2
     assert capsys.readouterr().err.startswith(f"lvlm-interp: error: {says}")
-
-
-@pytest.mark.parametrize("name", ["extract", "patch", "diagnose", "lens", "models"])
-def test_every_command_that_loads_a_model_says_where_and_in_what_dtype(name: str) -> None:
-    module, _, function = cli.COMMANDS[name][1].partition(":")
-    parameters = signature(getattr(import_module(module), function)).parameters
-    assert parameters["device"].default == "auto"
-    assert {"dtype", "revision"} <= set(parameters)
-    assert "model_dtype" in parameters or parameters["dtype"].default == "auto"
-
-
-def test_a_device_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["models", "--check", "scenes", "--device", "tpu"]) == 2
-    said = capsys.readouterr().err
-    assert "There is no device 'tpu' here" in said and said.count("\n") == 1

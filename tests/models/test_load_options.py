@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 
-from lvlm_interp.cli import main
+from lvlm_interp.cli import COMMANDS, main
 from lvlm_interp.errors import ModelError, UsageError
 from lvlm_interp.models.loading import load_model, wrap
 from lvlm_interp.models.options import MEDIUM, SMALL, place, threads_by_size, threads_for
@@ -186,3 +188,21 @@ def test_threads_follow_the_size_and_never_a_users_choice(monkeypatch: pytest.Mo
     with threads_by_size(net):
         pass
     assert seen == [1, before]
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["extract", "patch", "diagnose", "lens", "models"])
+def test_every_command_that_loads_a_model_says_where_and_in_what_dtype(name: str) -> None:
+    module, _, function = COMMANDS[name][1].partition(":")
+    parameters = signature(getattr(import_module(module), function)).parameters
+    assert parameters["device"].default == "auto"
+    assert {"dtype", "revision"} <= set(parameters)
+    assert "model_dtype" in parameters or parameters["dtype"].default == "auto"
+
+
+def test_a_device_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--check", "scenes", "--device", "tpu"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no device 'tpu' here" in said and said.count("\n") == 1
