@@ -274,6 +274,22 @@ def test_what_is_added_beside_the_sites_is_found(dtype: torch.dtype) -> None:
     assert "text.0.resid_post" in {check.site for check in inspect(model).failed}
 
 
+def test_attention_that_is_not_the_registered_one_is_named() -> None:
+    """As in Q-Formers of older transformers: patterns that no function of ours sees."""
+    net = zoo.build("llava")
+    attention = net.model.language_model.layers[1].self_attn
+    given = torch.zeros(1)
+
+    def forward(hidden_states: Tensor, **_kwargs: Any) -> tuple[Tensor, None]:
+        z = attention.v_proj(attention.q_proj(hidden_states)[..., :32])
+        attention.k_proj(hidden_states)
+        return attention.o_proj(torch.cat([z, z], -1)) + given, None
+
+    attention.forward = forward
+    with pytest.raises(ModelError, match=r"text\.1\.\w+ has no effect when written"):
+        wrap(net)
+
+
 def test_a_tower_of_many_patches_is_checked_in_three_forwards() -> None:
     config = hf.LlavaConfig(
         vision_config=vision_config("clip_vision_model", image_size=37 * 6),

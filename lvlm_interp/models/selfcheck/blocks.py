@@ -110,6 +110,10 @@ class BlockCheck:
         """Hear the last sites; errors of the block's identities by name."""
         self.listen(site, value)
         self.seen["resid_post"] = Passage(value, value)
+        if self.names - set(self.seen):
+            # A site that nothing passed (attention that is not the registered one) has no effect,
+            # which is what the report says of it; its identities cannot be asked.
+            return {}
         return block_errors(self.model, site, self.seen, self.queries)
 
     def outcome(self, written: Callable[[tuple[float, float]], bool]) -> Effects:
