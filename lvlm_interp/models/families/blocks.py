@@ -126,7 +126,6 @@ ONLY_POST_NORMS = Block(
     attn_out="post_attention_layernorm",
     mlp_norm="mlp",
     mlp_out="post_feedforward_layernorm",
-    mlp=("post_feedforward_layernorm",),  # behind the module whose input is resid_mid
 )
 """A block that norms what a branch adds and reads the stream as it is (OLMo 2)."""
 
