@@ -57,7 +57,7 @@ class EdgeRun:
         model: The model.
         towers: Of its graph.
         inputs: Of the run.
-        other: By tower, what every sender writes in the counterfactual run; each
+        other: By tower and stage, what the senders write in the counterfactual run; each
             `sender pair pos d_model`.
         changed: Weight of the counterfactual edges, 0 or 1; `pair sender receiver role`.
         roles: From `role_masks`.
@@ -66,7 +66,7 @@ class EdgeRun:
     model: LVLM
     towers: Sequence[Tower]
     inputs: Inputs
-    other: Mapping[str, Tensor]
+    other: Mapping[str, Mapping[Stage, Tensor]]
     changed: Float[Tensor, "pair sender receiver role"]
     roles: Float[Tensor, "role pair pos"]
     _delta: dict[str, dict[int, Tensor]] = field(default_factory=dict)
@@ -151,11 +151,11 @@ class EdgeRun:
         return edit
 
     def _note(self, tower: Tower, stage: Stage | None, now: Tensor) -> None:
-        """Keep u' - u of the senders of a stage, which have just written."""
+        """Keep u' - u of the senders of a stage, which have just written (some once more)."""
         assert stage is not None
-        first = tower.senders[0]
-        other = self.other[tower.name][[sender - first for sender in stage.nodes]]
-        self._delta[tower.name] |= zip(stage.nodes, other - now.to(other), strict=True)
+        other, delta = self.other[tower.name][stage], self._delta[tower.name]
+        for sender, change in zip(stage.nodes, other - now.to(other), strict=True):
+            delta[sender] = delta[sender] + change if sender in delta else change
 
     def _streams(
         self, tower: Tower, stream: Tensor, readers: list[int]

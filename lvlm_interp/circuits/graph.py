@@ -4,10 +4,10 @@ Writers (senders) are heads, MLPs, and what enters a stream: `vision.input` (pat
 `image` (what the projector writes at image positions) and `tokens` (the other embeddings). Readers
 (receivers) are the q, k and v of each head, with keys and values counted per key-value head, the
 MLPs, the projector and the logits. Where a model reads its vision tower behind inner blocks too
-(several feature layers, deepstack), each such place is a reader (`vision.3.read`), and what it adds
-between blocks of the language model is a writer (`text.0.deepstack`). An edge is a writer and a
-reader behind it; it carries what the writer adds, at every position or at the positions of one
-token role.
+(several feature layers, deepstack), each such place is a reader (`vision.3.read`). What it adds
+between blocks of the language model is written by `image` too, for readers behind that block. An
+edge is a writer and a reader behind it; it carries what the writer adds, at every position or at
+the positions of one token role.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool
 
-from lvlm_interp.circuits.streams import additions, inner_reads
+from lvlm_interp.circuits.streams import inner_reads
 from lvlm_interp.errors import ModelError, StoreError, UsageError
 from lvlm_interp.files import atomic_write
 from lvlm_interp.models.lvlm import LVLM
@@ -99,7 +99,7 @@ class Graph:
             senders.append(Sender("vision.input", "vision"))
             _tower(model, "vision", senders, receivers)
             depth = 2 * model.towers["vision"].n_layers
-            node = ("image", *(f"text.{i}.deepstack" for i in additions(model, "text")))
+            node = ("image",)
             receivers.append(Receiver("projector", node, "vision", None, "projector", order=depth))
         senders += [Sender("image", "text"), Sender("tokens", "text")]
         _tower(model, "text", senders, receivers)
@@ -172,7 +172,7 @@ def _receiver(fields: dict[str, Any]) -> Receiver:
 
 def _tower(model: LVLM, tower: str, senders: list[Sender], receivers: list[Receiver]) -> None:
     size = model.towers[tower]
-    read, added = inner_reads(model, tower), additions(model, tower)
+    read = inner_reads(model, tower)
     for layer in range(size.n_layers):
         at = f"{tower}.{layer}"
         parallel = _checked(model, tower, layer)
@@ -187,10 +187,8 @@ def _tower(model: LVLM, tower: str, senders: list[Sender], receivers: list[Recei
         )
         senders.append(Sender(mlp, tower, layer, None, behind))
         if layer in read:
-            node = ("image", *(f"text.{i}.deepstack" for i in additions(model, "text")))
+            node = ("image",)
             receivers.append(Receiver(f"{at}.read", node, tower, layer, "read", None, behind + 1))
-        if layer in added:
-            senders.append(Sender(f"{at}.deepstack", tower, layer, None, behind))
 
 
 def _head_receivers(

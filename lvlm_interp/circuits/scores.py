@@ -208,13 +208,17 @@ class EdgeTask:
                 self.model,
                 self.towers,
                 _tile(self.run, n) if n > 1 else self.run,
-                {name: value.repeat(1, n, 1, 1) for name, value in other.items()},
+                {name: _repeated(stages, n) for name, stages in other.items()},
                 chunk.to(self.model.device).repeat_interleave(len(self.batch), dim=0),
                 self.roles.repeat(1, n, 1),
             )
             logits = run.logits().unflatten(0, (n, len(self.batch)))
             out.append(self.score(logits))
         return torch.cat(out)
+
+
+def _repeated(stages: dict[Stage, Tensor], n: int) -> dict[Stage, Tensor]:
+    return {stage: value.repeat(1, n, 1, 1) for stage, value in stages.items()}
 
 
 def _exact(task: EdgeTask, copies: int) -> Tensor:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.circuits.graph import Graph
+from lvlm_interp.circuits.streams import additions
 from lvlm_interp.errors import InputError
 from lvlm_interp.models.cache import ActivationCache
 from lvlm_interp.models.inputs import Inputs
@@ -32,7 +33,8 @@ class Stage:
     """Nodes of one kind that write, or read, at one step.
 
     Attributes:
-        kind: Of writers `input`, `heads`, `mlp`, `deepstack`; of readers `qkv`, `mlp`, `read`,
+        kind: Of writers `input`, `heads`, `mlp`, `deepstack` (the image again, behind a block); of
+            readers `qkv`, `mlp`, `read`,
             `end`.
         layer: None at the ends.
         nodes: Indices of the graph's senders, or receivers.
@@ -74,13 +76,16 @@ class Tower:
         found: dict[tuple[str, int | None], list[int]] = {}
         for i in self.senders:
             sender = self.graph.senders[i]
-            kind = "heads" if sender.head is not None else sender.name.rpartition(".")[2]
-            found.setdefault(("input" if sender.layer is None else kind, sender.layer), []).append(
-                i
-            )
-        return [
+            kind = "mlp" if sender.head is None else "heads"
+            kind = "input" if sender.layer is None else kind
+            found.setdefault((kind, sender.layer), []).append(i)
+        stages = [
             Stage(kind, layer, tuple(nodes), self.graph.senders[nodes[0]].order)
             for (kind, layer), nodes in found.items()
+        ]
+        return stages + [
+            Stage("deepstack", layer, (self.graph.sender("image"),), 2 * layer + 1)
+            for layer in additions(self.model, self.name)
         ]
 
     @cached_property
@@ -178,11 +183,10 @@ class Written:
         after = self.cache[tower.site(layer + 1, "resid_pre")]
         return (after - self.cache[tower.site(layer, "resid_post")].to(after.device))[None].float()
 
-    def whole(self, tower: Tower) -> Float[Tensor, "sender pair pos d_model"]:
-        """What every sender of a tower wrote, in the dtype of the run."""
-        dtype = self.cache[tower.site(0, "resid_pre")].dtype
-        parts = [self.at(tower, stage).to(dtype) for stage in tower.writers]
-        return torch.cat([part.to(parts[0].device) for part in parts])
+    def whole(self, tower: Tower) -> dict[Stage, Float[Tensor, "sender pair pos d_model"]]:
+        """What the senders of every stage of a tower wrote, in the dtype of the run."""
+        start = self.cache[tower.site(0, "resid_pre")]
+        return {stage: self.at(tower, stage).to(start) for stage in tower.writers}
 
 
 @torch.no_grad()

@@ -43,10 +43,7 @@ def extremes(model, pairs, graph):
     """m of all edges, of none, and of all but those of what enters; full and empty."""
     vision = any(sender.tower == "vision" for sender in graph.senders)
     enters = [
-        s.name
-        for s in graph.senders
-        if (s.layer is None or s.name.endswith("deepstack"))
-        and not (vision and (s.name == "image" or s.name.endswith("deepstack")))
+        s.name for s in graph.senders if s.layer is None and not (vision and s.name == "image")
     ]
     nothing = torch.zeros_like(graph.valid)
     blind = graph.valid & ~graph.edges_from_nodes(enters)
