@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -46,7 +47,7 @@ def provenance(
         data_hash: SHA-256 of the data.
         dtype: Of the forward passes, for example `"float32"`.
         decoding: Settings of `generate`.
-        command: What was typed; None takes `sys.argv`.
+        command: What was typed, quoted so that it can be typed again; None takes `sys.argv`.
         **extra: Anything else JSON can hold.
     """
     words = sys.argv if command is None else command
@@ -58,7 +59,7 @@ def provenance(
         "data_hash": data_hash,
         "dtype": dtype,
         "decoding": None if decoding is None else dict(decoding),
-        "command": words if isinstance(words, str) else " ".join(words),
+        "command": words if isinstance(words, str) else shlex.join(words),
         **extra,
     }
 

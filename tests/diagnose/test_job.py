@@ -41,7 +41,8 @@ def test_summary_has_what_it_promises(whole):
     for entry in summary["levels"].values():
         for name in ("trigger_error", "control_error"):
             assert set(entry[name]) == {"estimate", "low", "high", "n"}
-        assert isinstance(entry["found"], bool) and entry["verdict"]
+        assert entry["found"] in (True, False, None) and entry["verdict"]
+        assert (entry["found"] is None) == (entry["missing"] is not None)
         acted = entry["intervention"]
         assert len(acted["random"]["draws"]) == 20
         assert acted["side_effect"]["by_condition"]
