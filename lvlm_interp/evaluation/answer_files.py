@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lvlm_interp.data.benchmarks.records import Record, Report, read_records
+from lvlm_interp.data.benchmarks.records import Record, Report, read_records, read_text
 from lvlm_interp.errors import DataError
 
 __all__ = ["Answer", "read_answers", "read_mme_answers"]
@@ -102,7 +102,7 @@ def read_mme_answers(path: str | os.PathLike[str], *, report: Report | None = No
     files = [root] if root.is_file() else sorted(root.glob("*.txt"))
     found = []
     for file in files:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = read_text(file).split("\n")
         for number, line in enumerate(lines, 1):
             parts, where = line.split("\t", 3), f"{file}, line {number}"
             if not line.strip():

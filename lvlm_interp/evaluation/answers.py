@@ -98,6 +98,20 @@ class Answers(Result):
         """The answers whose columns equal the given values, see `ResultTable.select`."""
         return Answers(self.table.select(**columns))
 
+    def by_logits(self) -> Answers:
+        """The same answers, `said` being what the logits prefer where `p_yes` and `p_no` are known.
+
+        A reply that says neither then has a side, so that both readings can stand beside each
+        other; where the two are equal it stays none.
+        """
+        frame = self.frame.copy()
+        known = frame["p_yes"].notna() & frame["p_no"].notna()
+        yes, no = frame["p_yes"] > frame["p_no"], frame["p_yes"] < frame["p_no"]
+        for word, mask in (("yes", yes), ("no", no), (NONE, ~yes & ~no)):
+            frame.loc[known & mask, "said"] = word
+        records = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+        return Answers.of(records, {**self.table.provenance, "said_by": "logits"})
+
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the table with its provenance."""
         self.table.to_parquet(path)

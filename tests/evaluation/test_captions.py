@@ -120,6 +120,15 @@ def test_ids_of_coco(tmp_path):
         run("lighthouse")
 
 
+def test_annotations_that_lack_something_are_named(tmp_path):
+    coco(tmp_path)
+    broken = {"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 5}]}
+    write_json(tmp_path / "instances_val2014.json", broken)
+    file = write_json(tmp_path / "c.json", [{"image_id": 42, "caption": "a dog"}])
+    with pytest.raises(DataError, match="unknown 5"):
+        score("chair", file, tmp_path)
+
+
 ASSOCIATION = {"forest": ["tree", "leave"], "tree": ["forest", "leave"], "dog": [], "sky": [],
                "person": ["man", "woman"], "cat": [], "kite": []}  # fmt: skip
 

@@ -207,6 +207,16 @@ def test_the_parser_of_mme(reply, expected):
     assert said_by_mme(reply) == expected
 
 
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    mme(tmp_path / "truth", tasks=("existence",), n_images=1)
+    (tmp_path / "existence.txt").write_bytes(b"a.jpg\tq\tYes\t\xff\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        score("mme", tmp_path / "existence.txt", tmp_path / "truth")
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"save it as \.tsv"):
+        score("mme", tmp_path / "t.xlsx", tmp_path / "truth")
+
+
 def test_half_an_image_is_refused(tmp_path):
     lines = mme(tmp_path / "truth", tasks=("existence",), n_images=3)
     (tmp_path / "existence.txt").write_text("".join(lines["existence"][:-1]))

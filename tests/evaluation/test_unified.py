@@ -59,6 +59,12 @@ def test_polls_by_hand():
     assert math.isnan(value("convinced_risk", "attribute"))
 
 
+def test_the_same_answers_by_logits():
+    found = Answers.of(worked()).by_logits().frame
+    assert list(found["said"]) == ["yes", "none", "no", "no", "yes", "no", "none", "yes", "yes"]
+    assert Answers.of(worked()).frame["said"][1] == "yes"
+
+
 def test_texts_by_hand():
     def claim(i, truth, said, delta=math.nan):
         return poll(i, "object", truth, said, delta, group="g", task="describe")

@@ -11,6 +11,7 @@ import pytest
 from lvlm_interp.errors import DataError, StoreError
 from lvlm_interp.files import atomic_write
 from lvlm_interp.jobs import Job, here, is_whole, read_marker, sweep_up, write_marker
+from lvlm_interp.jobs.on_ray import ShardWorker, _drive
 
 
 class Squares(Job):
@@ -120,3 +121,37 @@ def test_a_killed_run_leaves_whole_shards(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".json") == [
         f"{key}.json" for key in range(6)
     ]
+
+
+class Inline:
+    """What the driver needs of Ray, done at once: two workers that take shards in turns."""
+
+    class Method:
+        def __init__(self, function):
+            self.function = function
+
+        def remote(self, *arguments):
+            return (self.function, arguments)
+
+    def __init__(self, job, n=2):
+        workers = [ShardWorker(job, 1) for _ in range(n)]
+        self.crew = [type("Actor", (), {"do": self.Method(each.do)})() for each in workers]
+        self.most = 0
+
+    def wait(self, references, num_returns):
+        self.most = max(self.most, len(references))
+        return references[:num_returns], references[num_returns:]
+
+    def get(self, reference):
+        function, arguments = reference
+        return function(*arguments)
+
+
+def test_the_driver_keeps_every_worker_busy_and_tells_of_bad_shards(tmp_path):
+    job, told = Squares(tmp_path, n=7, bad=(1, 4)), []
+    inline = Inline(job)
+    note = lambda key, error: told.append(key)  # noqa: E731
+    _drive(inline, inline.crew, job, job.undone, False, note)
+    assert sorted(told) == [1, 4] and job.undone == [1, 4] and inline.most == 2
+    with pytest.raises(DataError, match="is bad"):
+        _drive(inline, inline.crew, job, job.undone, False, None)

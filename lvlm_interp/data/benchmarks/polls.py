@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lvlm_interp.data.benchmarks.records import Record, one_file, read_records
+from lvlm_interp.data.benchmarks.records import Record, one_file, read_records, read_text
 from lvlm_interp.data.examples import Example
 from lvlm_interp.errors import DataError
 
@@ -100,7 +100,7 @@ def mme(folder: Path) -> list[Example]:
 
 
 def _mme_image(path: Path, task: str, folder: Path) -> Iterator[Example]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     if len(lines) != 2:
         raise DataError(f"{path}: expected two questions of one image, got {len(lines)}.")
     for number, line in enumerate(lines, 1):

@@ -13,7 +13,7 @@ from typing import Any
 
 from lvlm_interp.errors import DataError
 
-__all__ = ["Record", "Report", "one_file", "read_json", "read_records"]
+__all__ = ["Record", "Report", "one_file", "read_json", "read_records", "read_text"]
 
 Report = Callable[[DataError], None]
 """Gets the error of a record that is left out."""
@@ -97,6 +97,20 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise DataError(f"{path}: there is no such file.") from None
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: it is not valid JSON in UTF-8 ({error}).") from error
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A file of UTF-8 text.
+
+    Raises:
+        DataError: No such file, or other bytes.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: it cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: it is not UTF-8 text; save the file as UTF-8.") from error
 
 
 def one_file(folder: str | os.PathLike[str], *patterns: str) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from lvlm_interp.data.benchmarks.records import one_file, read_json, read_records
+from lvlm_interp.data.benchmarks.records import one_file, read_json, read_records, read_text
 from lvlm_interp.data.examples import Example
 from lvlm_interp.errors import DataError
 
@@ -46,17 +46,21 @@ def chair(folder: Path, only: Collection[str] | None = None) -> list[Example]:
     images: dict[str, str] = {}
     for path in _coco_files(root, "instances_*.json"):
         content = read_json(path)
-        names = {each["id"]: each["name"] for each in _part(content, "categories", path)}
-        for each in _part(content, "annotations", path):
-            if each["category_id"] not in names:
-                raise DataError(f"{path}: category {each['category_id']} is not in the file.")
-            objects[str(each["image_id"])].add(names[each["category_id"]])
-        _note_images(content, images)
+        try:
+            names = {each["id"]: each["name"] for each in _part(content, "categories", path)}
+            for each in _part(content, "annotations", path):
+                objects[str(each["image_id"])].add(names[each["category_id"]])
+            _note_images(content, images)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: an annotation lacks or has an unknown {error}.") from error
     for path in _coco_files(root, "captions_*.json"):
         content = read_json(path)
-        for each in _part(content, "annotations", path):
-            captions[str(each["image_id"])].append(each["caption"])
-        _note_images(content, images)
+        try:
+            for each in _part(content, "annotations", path):
+                captions[str(each["image_id"])].append(str(each["caption"]))
+            _note_images(content, images)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: an annotation lacks or has a wrong {error}.") from error
     ids = sorted({*objects, *captions, *images}, key=lambda name: (len(name), name))
     return [
         Example(
@@ -145,7 +149,7 @@ def _amber_lists(folder: Path) -> dict[str, Any]:
     relation, safe = folder / "relation.json", folder / "safe_words.txt"
     if not (relation.is_file() and safe.is_file()):
         return {}
-    words = [line.strip() for line in safe.read_text(encoding="utf-8").splitlines()]
+    words = [line.strip() for line in read_text(safe).splitlines()]
     return {"association": read_json(relation), "safe_words": [word for word in words if word]}
 
 
