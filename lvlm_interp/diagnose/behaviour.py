@@ -27,7 +27,8 @@ class Batch:
     """Items that share a forward, prepared once.
 
     Attributes:
-        inputs: The model's inputs.
+        inputs: The model's inputs, kept in the host's memory: only the batch that runs is on the
+            device.
         index: Place of each row among all items.
         truth, foil: First-token ids of the two answers; shape `batch`.
     """
@@ -48,7 +49,7 @@ def batches_of(model: LVLM, items: Sequence[Item], batch_size: int) -> list[Batc
         rows = [items[i] for i in index]
         batches.append(
             Batch(
-                model.prepare([row.example for row in rows]),
+                model.prepare([row.example for row in rows]).to("cpu"),
                 index,
                 torch.tensor([ids[row.truth] for row in rows], device=model.device),
                 torch.tensor([ids[row.foil] for row in rows], device=model.device),
@@ -79,7 +80,7 @@ def answer(
     rows = []
     with model.edit(edits) if edits else nullcontext():
         for batch in tqdm(batches, desc=progress, disable=progress is None):
-            logits = model.last_logits(batch.inputs).float()
+            logits = model.last_logits(batch.inputs.to(model.device)).float()
             at = torch.arange(len(batch.index))
             gap = logits[at, batch.truth] - logits[at, batch.foil]
             free = logits.argmax(-1) != batch.truth

@@ -1,5 +1,7 @@
 """Conditions on labels as text, by a grammar of their own: a file can name columns, never run code.
 
+The grammar::
+
     condition  := all ("or" all)*                     also |
     all        := one ("and" one)*                    also &
     one        := "not" one | "(" condition ")" | compared
