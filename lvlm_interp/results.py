@@ -1,8 +1,8 @@
 """Tidy result tables with provenance: one row per example x site x position x metric.
 
 Nothing is averaged early: averages, intervals and figures are made from the table. What a result
-shows in Jupyter comes from a registry that `plotting` fills (`register_display`); this module
-imports no plotting.
+shows in Jupyter comes from a registry that `plotting` fills (`displays`); this module imports no
+plotting.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +21,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lvlm_interp.displays import display_of
 from lvlm_interp.errors import StoreError, UsageError
 from lvlm_interp.files import atomic_path
 from lvlm_interp.provenance import provenance
 from lvlm_interp.stats import Estimate, cluster_bootstrap, is_binary, rate
 
-__all__ = ["COLUMNS", "Result", "ResultTable", "provenance", "register_display"]
+__all__ = ["COLUMNS", "Result", "ResultTable", "provenance"]
 
 COLUMNS = (
     "example",
@@ -49,12 +49,7 @@ _SHARES = {"area", "fraction", "hit", "probability", "share"}
 """Units in which 0 and 1 are what a share or an area can be, and not amounts of something."""
 
 _METADATA_KEY = b"lvlm_interp"
-_DISPLAY_GROUP = "lvlm_interp.displays"
 _SHOWN_ROWS = 10
-
-Display = Callable[[Any], str]
-_displays: dict[type, Display] = {}
-_plugins_loaded = False
 
 
 class ResultTable:
@@ -283,32 +278,8 @@ class Result:
         return f"{type(self).__name__} of {self.table!r}"
 
     def _repr_html_(self) -> str:
-        display = _find_display(type(self))
+        display = display_of(type(self))
         return display(self) if display else self.table._repr_html_()
-
-
-def register_display(result_type: type, function: Display) -> None:
-    """Say how results of a type (and its subclasses) show themselves in Jupyter.
-
-    A package can name a module that registers its displays under the entry-point group
-    `lvlm_interp.displays`; it is imported when a result is first shown.
-
-    Args:
-        result_type: A subclass of `Result`.
-        function: Takes the result, gives HTML.
-
-    Raises:
-        UsageError: Another function is registered for that very type.
-    """
-    known = _displays.setdefault(result_type, function)
-    if known is not function and (known.__module__, known.__qualname__) != (
-        function.__module__,
-        function.__qualname__,
-    ):
-        raise UsageError(
-            f"{result_type.__name__} has a display already: {known.__module__}.{known.__qualname__}"
-        )
-    _displays[result_type] = function
 
 
 def _number(name: str, value: Any) -> Any:
@@ -397,12 +368,3 @@ def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 values.append(part.get(key))
         merged[key] = values[0] if len(values) == 1 else values
     return merged
-
-
-def _find_display(result_type: type) -> Display | None:
-    global _plugins_loaded
-    if not _plugins_loaded:
-        _plugins_loaded = True
-        for entry in metadata.entry_points(group=_DISPLAY_GROUP):
-            entry.load()
-    return next((_displays[kind] for kind in result_type.__mro__ if kind in _displays), None)

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lvlm_interp import results
+from lvlm_interp import displays
+from lvlm_interp.displays import register_display
 from lvlm_interp.errors import StoreError, UsageError
-from lvlm_interp.results import COLUMNS, Result, ResultTable, provenance, register_display
+from lvlm_interp.results import COLUMNS, Result, ResultTable, provenance
 
 
 def make_table(n=20):
@@ -170,7 +171,7 @@ class FineSweep(Sweep):
 
 @pytest.fixture
 def empty_registry(monkeypatch):
-    monkeypatch.setattr(results, "_displays", {})
+    monkeypatch.setattr(displays, "_displays", {})
 
 
 def test_displays_reach_subclasses_and_refuse_duplicates(empty_registry):

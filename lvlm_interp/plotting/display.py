@@ -18,6 +18,7 @@ from lvlm_interp.circuits import (
     NodeScores,
     select_circuit,
 )
+from lvlm_interp.displays import register_display
 from lvlm_interp.lens import (
     Confidence,
     LensResult,
@@ -38,7 +39,7 @@ from lvlm_interp.plotting.images import lens_grid, overlay
 from lvlm_interp.plotting.spoken import spoken
 from lvlm_interp.plotting.style import to_png
 from lvlm_interp.probing import CausalEffect, CrossTest, KnownNotSaid, ProbeSweep
-from lvlm_interp.results import Result, ResultTable, register_display
+from lvlm_interp.results import Result, ResultTable
 from lvlm_interp.stats import Estimate
 
 _PANELS = 4

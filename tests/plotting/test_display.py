@@ -14,6 +14,7 @@ from PIL import Image
 import lvlm_interp as li
 from lvlm_interp import plotting, results
 from lvlm_interp.activations.memory import collect
+from lvlm_interp.displays import display_of
 from lvlm_interp.organisms.architecture import Sizes, build_model, build_processor
 from lvlm_interp.stats import Estimate
 
@@ -113,7 +114,7 @@ def test_every_result_has_a_display():
     for module in ("lens", "patching", "probing", "circuits"):
         for value in vars(getattr(li, module)).values():
             if isinstance(value, type) and issubclass(value, results.Result):
-                assert value is results.Result or results._find_display(value), value
+                assert value is results.Result or display_of(value), value
 
 
 def test_direct_attribution_and_edges_show_themselves(model, pairs):
