@@ -11,6 +11,7 @@ import pytest
 from lvlm_interp.models import zoo
 from lvlm_interp.models.zoo import _randomise as _randomise
 from lvlm_interp.models.zoo import randomised as randomised
+from lvlm_interp.models.zoo.cross import _blip_parts as _blip_parts
 from lvlm_interp.models.zoo.parts import IMAGE as IMAGE
 from lvlm_interp.models.zoo.parts import MROPE as MROPE
 from lvlm_interp.models.zoo.parts import PINPOINTS as PINPOINTS
