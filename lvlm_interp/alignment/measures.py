@@ -38,6 +38,8 @@ class Measure:
         best: The largest value, for the score.
         sign: -1 for distances, which are small where the sides agree.
         relation: Whether states are matrices and the value their inner product.
+        per_row: If not 0, the inner product is a count of at most this many per row, and the value
+            its share: counts stay whole, so that ties are ties.
     """
 
     prepare: Callable[[np.ndarray], Any]
@@ -46,6 +48,7 @@ class Measure:
     best: float = 1.0
     sign: int = 1
     relation: bool = False
+    per_row: int = 0
 
 
 def _move_matrix(matrix: Matrix, order: Int[np.ndarray, " n"]) -> Matrix:
@@ -71,10 +74,10 @@ def _relation(prepare: Callable[[np.ndarray], Matrix]) -> Measure:
 
 
 def adjacency(x: np.ndarray, k: int = 10, variant: neighbours.NeighbourVariant = "paper") -> Matrix:
-    """1 / sqrt(n k) where j is among the k nearest of i: inner products are `mutual_knn`."""
+    """1 where j is among the k nearest of i: inner products count common neighbours."""
     lists = neighbours.nearest(x, k, variant=variant)
     matrix = np.zeros((len(lists), len(lists)))
-    np.put_along_axis(matrix, lists, 1 / np.sqrt(lists.size), axis=1)
+    np.put_along_axis(matrix, lists, 1.0, axis=1)
     return matrix
 
 
@@ -133,7 +136,11 @@ def _lists(
 
 
 def _mutual(k: int = 10, variant: neighbours.NeighbourVariant = "paper") -> Measure:
-    return _lists(lambda a, b: float(neighbours.shared(a, b).mean() / k), k, variant, 1.0)
+    def value(a: Matrix, b: Matrix) -> float:
+        return float(np.vdot(a, b)) / (len(a) * k)
+
+    prepare = partial(adjacency, k=k, variant=variant)
+    return Measure(prepare, value, _move_matrix, relation=True, per_row=k)
 
 
 def _cycle(k: int = 10, variant: neighbours.NeighbourVariant = "paper") -> Measure:

@@ -190,7 +190,8 @@ def _is_layers(side: Any) -> bool:
 def _table(measure: Measure, left: list[Any], right: list[Any]) -> Float[np.ndarray, "x y"]:
     if measure.relation:
         flat = [np.stack([each.ravel() for each in side]) for side in (left, right)]
-        return flat[0] @ flat[1].T
+        values = flat[0] @ flat[1].T
+        return values / (len(left[0]) * measure.per_row) if measure.per_row else values
     return np.array([[measure.value(a, b) for b in right] for a in left])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lvlm_interp.alignment.measured import ALL, Setting, measured
@@ -70,14 +71,21 @@ class Trajectory(Result):
 
     @property
     def sentence(self) -> str:
-        """What comes first, geometry or behaviour, in words that the tests allow."""
-        agree, better = self._first_similar("cka"), self._first_better("accuracy")
+        """Where image and description first agree, and how answers are there and at their best."""
+        agree, right = self._first_similar("cka"), self._of("accuracy").set_index("model")
         if agree is None:
             return "In none of these models does CKA of image and description pass its null."
         text = f"CKA of image and description first passes its null at {agree}"
-        if better is None:
-            return f"{text}; in none is the share of right answers shown above the first one's."
-        return f"{text}; answers are first shown better than those of {self.models[0]} at {better}."
+        if agree not in right.index:
+            return f"{text}."
+        there, top = (
+            right.loc[[agree]].iloc[0],
+            right.iloc[int(np.argmax(right["value"].to_numpy()))],
+        )
+        return (
+            f"{text}, where {_share(there)} of the answers are right; the most are right at "
+            f"{top.name}: {_share(top)}."
+        )
 
     def _of(self, metric: str) -> pd.DataFrame:
         frame = self.table.frame
@@ -90,10 +98,9 @@ class Trajectory(Result):
                 return self.models[int(order)]  # pyright: ignore[reportArgumentType]
         return None
 
-    def _first_better(self, metric: str) -> str | None:
-        part = self._of(metric)
-        better = part[part["low"] > part["high"].iloc[0]] if len(part) else part
-        return None if better.empty else str(better["model"].iloc[0])
+
+def _share(row: pd.Series) -> str:
+    return f"{row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
 
 
 def stages(

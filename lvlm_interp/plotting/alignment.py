@@ -21,7 +21,7 @@ _NAMES = {
     "mutual_knn": "mutual kNN",
     "cosine": "raw cosine",
     "accuracy": "right answers",
-    "text_accuracy": "right answers, words for the image",
+    "text_accuracy": "words for the image",
 }
 _PRINTED = 100
 """Up to this many cells the numbers stand in the map."""

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import re
 import runpy
 import shutil
@@ -48,6 +49,11 @@ def test_the_page_of_the_lenses_says_what_the_tables_say(monkeypatch, tmp_path):
     made = load("docs/make_lenses.py", monkeypatch)
     sections = [made.localisation(), made.tuned_lens(), made.detection(), made.ablation()]
     assert (ROOT / "docs" / "lenses.md").read_text() == made.HEAD + "".join(sections)
+
+
+def test_the_page_of_alignment_says_what_was_measured(monkeypatch):
+    made = load("docs/make_alignment.py", monkeypatch)
+    assert made.PAGE.read_text() == made.page(json.loads(made.DATA.read_text()))
 
 
 @pytest.mark.slow
