@@ -169,12 +169,12 @@ are two questions, and a model can do one without the other.
 
 ```python
 x = li.collect(model, examples, ["text.*.resid_post"], positions=["image_mean", "caption"])
-found = li.alignment.profile(x)          # every layer against every layer, with its null
-found.sentence                           # what it says, no stronger than its intervals
-li.alignment.stages(li.alignment.SHIPPED, examples)     # checkpoints as a trajectory
-li.alignment.compare([model_a, model_b], examples)      # models side by side
+found = li.alignment.profile(x)  # every layer against every layer, with its null
+found.sentence  # what it says, no stronger than its intervals
+li.alignment.stages(li.alignment.SHIPPED, examples)  # checkpoints as a trajectory
+li.alignment.compare([model_a, model_b], examples)  # models side by side
 rows = li.alignment.per_example(x)
-li.alignment.beside_behaviour(rows, x.labels)           # lower alignment where the answer is wrong?
+li.alignment.beside_behaviour(rows, x.labels)  # lower alignment where the answer is wrong?
 ```
 
 `lvlm-interp align MODEL --data D --out DIR` does the first and the last of these and writes a
