@@ -153,3 +153,10 @@ def test_what_the_processor_makes_passes_every_proof(kind: str) -> None:
     proof = prove(model, make, SIZES)
     assert proof.failures == []
     assert proof.placed == 12
+
+
+def test_deepstack_behind_the_last_block_is_part_of_what_the_norm_reads() -> None:
+    config = zoo.tiny("qwen3_vl").config
+    config.text_config.num_hidden_layers = 2  # as many as there are features of inner blocks
+    model = wrap(zoo.randomised(hf.Qwen3VLForConditionalGeneration, config))
+    assert len(model.sites("text.*.deepstack")) == model.n_layers == 2

@@ -156,8 +156,14 @@ class Stations:
         if before is not None:
             last = self.model.sites(f"{site.tower}.*.resid_post")[-1]
             self._effect(last, value)
-            expected = self.model.tap(site).module.forward(before)
-            self._read(site, off(value, expected))
+            norm = self.model.tap(site).module
+            added = self._notes.pop(f"deepstack{last.layer}", None)
+            if added is not None and site.tower == "text":  # behind the last block
+                behind = Site("text", last.layer, "deepstack")
+                self._effect(behind, value - norm.forward(before))
+                before = before + added
+                self._read(behind, off(value, norm.forward(before)))
+            self._read(site, off(value, norm.forward(before)))
         value = noised(reset(value), site, EXIT)
         self._notes["final_norm"] = value
         if site.tower != "text":
