@@ -1,7 +1,8 @@
 """Directions that probes found, used as edits: is what can be read there also used by the model?
 
 A probe shows that something is there; only an intervention shows that the model uses it. Erasing or
-adding the probe's direction is compared with random directions of the same norm.
+adding the probe's direction is compared with random directions of the same norm and of the
+covariance of the activations.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import stats as scipy_stats
 from sklearn import base
 from torch import Tensor
 from tqdm import tqdm
@@ -40,6 +42,8 @@ class Direction:
         vector: Of unit length, towards the second class.
         mean: Mean activation of the examples it was fitted on.
         gap: Difference of the class means along the vector, in the units of the activations.
+        spread: Activations it was fitted on, less their mean, from which random directions are
+            mixed; None draws them from the sphere.
     """
 
     site: str
@@ -48,6 +52,7 @@ class Direction:
     vector: Float[np.ndarray, " feature"]
     mean: Float[np.ndarray, " feature"]
     gap: float
+    spread: Float[np.ndarray, "row feature"] | None = None
 
     def erase(self, at: Tensor | None = None) -> Edit:
         """An edit that sets the component along the vector to that of the mean activation.
@@ -74,8 +79,18 @@ class Direction:
         return self._edit(lambda value: value + step.to(value), at)
 
     def random(self, rng: np.random.Generator) -> Direction:
-        """A direction drawn uniformly from the sphere, with everything else the same."""
-        drawn = rng.standard_normal(len(self.vector)).astype(self.vector.dtype)
+        """A random direction with everything else the same.
+
+        Activations vary along few directions, and any probe, also of meaningless labels, finds one
+        of these; a direction of the sphere is hardly ever among them. So rows are mixed with normal
+        weights: the directions have the covariance of the activations, as the difference of means
+        of two random halves has.
+        """
+        if self.spread is None:
+            drawn = rng.standard_normal(len(self.vector))
+        else:
+            drawn = rng.standard_normal(len(self.spread)) @ self.spread
+        drawn = drawn.astype(self.vector.dtype)
         return replace(self, vector=drawn / np.linalg.norm(drawn))
 
     def _edit(self, change: Callable[[Tensor], Tensor], at: Tensor | None) -> Edit:
@@ -118,7 +133,8 @@ def fit_direction(
         raise UsageError(f"{type(fitted).__name__} has no direction: take a linear probe.")
     vector = np.asarray(fitted.direction_, dtype=np.float32)
     gap = float((X[codes == 1].mean(axis=0) - X[codes == 0].mean(axis=0)) @ vector)
-    return Direction(site, position, head, vector, X.mean(axis=0, dtype=np.float32), gap)
+    mean = X.mean(axis=0, dtype=np.float32)
+    return Direction(site, position, head, vector, mean, gap, (X - mean).astype(np.float32))
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,7 +146,8 @@ class CausalEffect(Result):
             position) and `right`, with the columns `run` (`before`, `probe`, `random`) and `draw`.
         effect: Mean change of the logit difference by the probe's direction.
         random: Mean change by each random direction.
-        beyond_random: `effect` minus the mean of the random directions, paired by example.
+        beyond_random: `effect` minus the mean of the random directions, paired by example; the
+            interval holds the spread between random directions, of which the probe's could be one.
     """
 
     effect: Estimate
@@ -257,4 +274,16 @@ def _effect(table: ResultTable, seed: int) -> CausalEffect:
     wide = parts["random"].pivot(index="example", columns="draw", values="value")
     changes = wide.reindex(before.index).sub(before, axis=0)
     beyond = difference(probe.to_numpy(), changes.mean(axis=1).to_numpy(), groups, seed=seed)
-    return CausalEffect(table, effect, tuple(map(float, changes.mean())), beyond)
+    draws = changes.mean().to_numpy()
+    return CausalEffect(table, effect, tuple(map(float, draws)), _with_spread(beyond, draws))
+
+
+def _with_spread(found: Estimate, draws: np.ndarray) -> Estimate:
+    """The interval widened by that of one more draw: Student's, sd * sqrt(1 + 1 / n)."""
+    n = len(draws)
+    if n < 2:
+        return found
+    more = float(scipy_stats.t.ppf(0.975, n - 1) * draws.std(ddof=1) * (1 + 1 / n) ** 0.5)
+    low = found.estimate - np.hypot(found.estimate - found.low, more)
+    high = found.estimate + np.hypot(found.high - found.estimate, more)
+    return Estimate(found.estimate, float(low), float(high), found.n)

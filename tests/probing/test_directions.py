@@ -8,6 +8,9 @@ from lvlm_interp.activations.memory import collect
 from lvlm_interp.data.sources import load_examples
 from lvlm_interp.errors import InputError
 from lvlm_interp.probing import Direction, causal_effect, pixels, sweep, untrained, untrained_model
+from lvlm_interp.probing.directions import _with_spread, fit_direction
+from lvlm_interp.probing.estimators import MeanDifferenceProbe
+from lvlm_interp.stats import Estimate
 
 SITE = "text.0.resid_post"
 
@@ -172,3 +175,20 @@ def test_the_bag_of_pixels_counts_colours(examples):
     expected = np.zeros(64)
     np.add.at(expected, image[:, 0] * 16 + image[:, 1] * 4 + image[:, 2], 1 / len(image))
     np.testing.assert_allclose(values[3, 0], expected, atol=1e-6)
+
+
+def test_random_directions_have_the_covariance_of_the_activations():
+    rng = np.random.default_rng(0)
+    scale = np.array([10.0, 1.0, 0.1], np.float32)
+    X = (rng.standard_normal((200, 3)) * scale).astype(np.float32)
+    found = fit_direction(SITE, "last", None, X, np.arange(200) % 2, MeanDifferenceProbe(), {})
+    drawn = np.stack([found.random(rng).vector for _ in range(200)])
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=1), 1, rtol=1e-5)
+    assert (np.abs(drawn[:, 0]) > 0.9).mean() > 0.8  # of the sphere it would be a tenth
+
+
+def test_what_lies_within_the_spread_of_random_directions_is_not_beyond_them():
+    wide = _with_spread(Estimate(1.0, 0.9, 1.1, 50), np.array([-1.0, 0.0, 1.0, 2.0, -2.0]))
+    assert wide.low < 0 < wide.high and wide.estimate == 1.0
+    narrow = _with_spread(Estimate(1.0, 0.9, 1.1, 50), np.array([0.0, 0.01, -0.01]))
+    assert narrow.low == pytest.approx(0.886, abs=0.01)
