@@ -296,8 +296,9 @@ def _output(model: LVLM, index: int, layer: Layer) -> nn.Linear | None:
     """The linear map from z to what the attention module gives, proved on its last position."""
     output = model.tap(Site("text", index, "z")).module
     # A plain layer and nothing else: no adapter, no quantised weights, no forward that was wrapped.
-    plain = type(output) is nn.Linear and "forward" not in vars(output)
-    if not plain or layer.seen.z.shape[-2:].numel() != output.in_features:
+    if not isinstance(output, nn.Linear) or type(output) is not nn.Linear:
+        return None
+    if "forward" in vars(output) or layer.seen.z.shape[-2:].numel() != output.in_features:
         return None
     with torch.no_grad():
         # Not the module itself: who listens to it would take this for another call.

@@ -18,7 +18,7 @@ from transformers import (
 
 from lvlm_interp.data.examples import Example
 from lvlm_interp.organisms.sets import examples
-from lvlm_interp.stats.intervals import wilson
+from lvlm_interp.stats import wilson
 
 log = logging.getLogger(__name__)
 

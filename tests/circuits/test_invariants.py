@@ -23,7 +23,8 @@ from tests.models import adapters, processors, zoo
 from tests.patching.conftest import make_pairs, told_apart
 
 QUIET = {"progress": False}
-BOUND = {"fp32": 5e-6, "bf16": 2e-2}
+# Two logits of up to 4, each stored in steps of 2^-6, and the runs that lead to them.
+BOUND = {"fp32": 5e-6, "bf16": 4e-2}
 FAST = (
     ("llava", "fp32", "plain"),
     ("llava", "bf16", "plain"),

@@ -31,6 +31,7 @@ from lvlm_interp.lens import (
     train_tuned_lens,
     visual_sinks,
 )
+from lvlm_interp.lens.readout import decode_ids
 from lvlm_interp.models.loading import wrap
 from lvlm_interp.plotting.display import show_lens, show_scores
 from tests.models import processors, zoo
@@ -109,7 +110,8 @@ def test_the_last_layers_lens_is_the_models_prediction(name: str) -> None:
     probs = model(inputs).softmax(-1)[found.selection.rows, found.selection.at]
     top, ids = probs.topk(5)
     np.testing.assert_allclose(found.top_probs[0], top.numpy(), atol=1e-5)
-    texts = [model.tokenizer.decode([i]).strip() for i in ids[:, 0].tolist()]
+    names = decode_ids(model, ids.numpy())
+    texts = [names[i] for i in ids[:, 0].tolist()]
     same = [a == b for a, b in zip(texts, found.top[0, :, 0], strict=True) if a]
     assert same and all(same)
     entropy = -(probs * probs.log()).sum(-1)

@@ -24,6 +24,7 @@ GRANITE = {
     "logits_scaling": 8.0,
 }
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 CHANGES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA,
     "gemma3_text": GEMMA,
@@ -34,8 +35,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "glm4": {"head_dim": 8},
     "granite": GRANITE,
     "starcoder2": {},
+    "cohere": {},
+    "cohere2": {"sliding_window": 8, "layer_types": ["full_attention"] * 2},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3_moe": EXPERTS,
+    "hyperclovax": {},
 }
-REFUSED = {"granite_swa": GRANITE, "phi": {}, "phi3": {}, "cohere": {}, "gpt_neox": {}}
+REFUSED = {"granite_swa": GRANITE, "phi": {}, "phi3": {}, "gpt_neox": {}}
 
 
 def llava_with(kind: str, **changes: Any) -> Any:

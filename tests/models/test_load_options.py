@@ -171,9 +171,10 @@ def test_detection_says_what_is_missing_whatever_breaks() -> None:
 
 def test_threads_follow_the_size_and_never_a_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [threads_for(n, 16) for n in (SMALL - 1, SMALL, MEDIUM)] == [1, 4, 16]
-    net, before = zoo.build("llava"), torch.get_num_threads()
+    net, before = zoo.build("llava"), 8
     seen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: [before, *seen][-1])
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with threads_by_size(net):
         pass

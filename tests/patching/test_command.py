@@ -42,7 +42,7 @@ def model():
 
 @pytest.fixture(autouse=True)
 def loaded_once(model, monkeypatch):
-    monkeypatch.setattr(command, "load_model", lambda _name: model)
+    monkeypatch.setattr(command, "load_for_command", lambda *_given: model)
 
 
 def said(words, capsys):
@@ -113,7 +113,7 @@ def test_a_wrong_pair_is_named(written, change, options, message, tmp_path, caps
 def test_a_model_that_answers_nan_is_told_of(tmp_path, monkeypatch, capsys):
     broken = load_model(MODEL)
     broken.hf.get_output_embeddings().weight.data.fill_(float("nan"))
-    monkeypatch.setattr(command, "load_model", lambda _name: broken)
+    monkeypatch.setattr(command, "load_for_command", lambda *_given: broken)
     code, error = said([MODEL, DATA, "--out", tmp_path / "p.parquet"], capsys)
     assert code == 2 and "gives nan on the pair" in error
 
