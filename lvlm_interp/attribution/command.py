@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from lvlm_interp.errors import UsageError
 from lvlm_interp.files import atomic_write
 
 
 def main(
     model: str,
-    data: str,
+    data: str | None = None,
     out: Path = Path("runs/attribute"),
     image_off: str = "balanced",
     n: int | None = None,
@@ -37,6 +38,8 @@ def main(
     from lvlm_interp.data.sources import load_examples
     from lvlm_interp.models.loading import load_model
 
+    if data is None:
+        raise UsageError("attribute needs --data: rows or pairs, such as scenes:object:40:0.")
     examples = load_examples(data, skip_bad=skip_bad)[:n]
     found = three_sources(
         load_model(model), examples, image_off=image_off, batch_size=batch_size, seed=seed

@@ -190,8 +190,10 @@ def test_the_command_writes_tables_and_a_sentence(tmp_path, capsys):
     from lvlm_interp.cli import main
 
     data = "scenes:object:4:0:trigger"
-    assert not main(["attribute", "scenes", data, "--out", str(tmp_path), "--n", "6"])
+    assert not main(["attribute", "scenes", "--data", data, "--out", str(tmp_path), "--n", "6"])
     said = capsys.readouterr().out
+    assert main(["attribute", "scenes"]) == 2
+    assert "needs --data" in capsys.readouterr().err
     assert "image off: mean" in said and "prompt not tested" in said
     frame = li.ResultTable.read_parquet(tmp_path / "sources.parquet").frame
     assert frame["example"].nunique() == 6
