@@ -32,7 +32,7 @@ test: .venv/.installed  ## the fast tier
 	.venv/bin/python -m pytest -m "not slow" -n 2 $(ARGS)
 
 test-slow: .venv/.installed  ## the second tier: kill tests, notebooks, docs, a browser
-	.venv/bin/python -m pytest -m slow $(ARGS)
+	.venv/bin/python -m pytest -m slow -n 2 $(ARGS)
 
 lint: .venv/.installed  ## style, types, import direction
 	.venv/bin/ruff check .

@@ -113,6 +113,16 @@ def quantised(folder: Any, bits: int) -> Any:
     import transformers as hf
 
     from lvlm_interp.models.loading import load_model
+
+    options = {4: {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}}
+    quantised = hf.BitsAndBytesConfig(**options.get(bits, {"load_in_8bit": True}))
+    return load_model(wide(folder), quantization_config=quantised, selfcheck=False)
+
+
+def wide(folder: Any) -> Any:
+    """The folder of a tiny LLaVA that is wide enough to be quantised, with its processor."""
+    import transformers as hf
+
     from tests.models import processors
 
     # Kernels for processors want widths that are multiples of 64.
@@ -125,6 +135,4 @@ def quantised(folder: Any, bits: int) -> Any:
     )
     zoo.randomised(hf.LlavaForConditionalGeneration, config).save_pretrained(folder)
     processors.build("llava").save_pretrained(folder)
-    options = {4: {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32}}
-    quantised = hf.BitsAndBytesConfig(**options.get(bits, {"load_in_8bit": True}))
-    return load_model(folder, quantization_config=quantised, selfcheck=False)
+    return folder

@@ -18,6 +18,7 @@ from lvlm_interp.errors import ModelError, UsageError
 from lvlm_interp.models.loading import load_model, wrap
 from lvlm_interp.models.options import MEDIUM, SMALL, place, threads_by_size, threads_for
 from tests.models import processors, zoo
+from tests.models.adapters import wide
 from tests.models.test_families import QUESTION, picture
 from tests.models.test_loading import saved
 
@@ -141,7 +142,7 @@ def test_options_of_the_processor_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantised_weights_load_and_run(bits: int, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    model = load_model(saved("llava", tmp_path), selfcheck=False, **{f"load_in_{bits}bit": True})
+    model = load_model(wide(tmp_path), selfcheck=False, **{f"load_in_{bits}bit": True})
     assert model(inputs_of(model)).isfinite().all()
 
 

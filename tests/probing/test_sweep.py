@@ -6,7 +6,6 @@ from lvlm_interp.errors import SiteError, UsageError
 from lvlm_interp.probing import sweep
 from lvlm_interp.probing.design import MAIN, SHUFFLED, TYPES, design_of
 from lvlm_interp.probing.fitting import Problem, fit_problem, probe_of
-from lvlm_interp.probing.scores import balanced_accuracy
 from lvlm_interp.probing.summary import summary_of
 from tests.probing.conftest import activations
 
@@ -214,9 +213,9 @@ def test_every_shuffle_is_in_the_table_and_their_mean_in_the_summary(found):
 
 @pytest.mark.slow
 def test_the_interval_of_shuffled_labels_covers_chance():
-    """On simulated sets without signal; the bootstrap of one shuffle covers it too seldom."""
+    """On simulated sets without signal."""
     estimator, grid = probe_of("logistic", {"C": [0.1]})
-    covered, bootstrapped = [], []
+    covered = []
     for seed in range(200):
         data = activations([0.0], n_groups=40, seed=seed)
         design = design_of(
@@ -227,8 +226,4 @@ def test_the_interval_of_shuffled_labels_covers_chance():
         outcome = fit_problem(problem, design, estimator, grid)
         interval = summary_of([outcome], design).iloc[0]
         covered.append(interval.shuffled_low <= 0.5 <= interval.shuffled_high)
-        right = outcome.predicted[SHUFFLED] == design.codes[SHUFFLED]
-        naive = balanced_accuracy(design.codes[SHUFFLED], right, design.groups)
-        bootstrapped.append(naive.low <= 0.5 <= naive.high)
-    assert np.mean(covered) >= 0.93, (np.mean(covered), np.mean(bootstrapped))
-    assert np.mean(bootstrapped) < 0.91  # else the several shuffles would not be needed
+    assert np.mean(covered) >= 0.93
