@@ -204,8 +204,9 @@ the released fast mode gives -10 where the distance is 6.
 
 {runs} runs each of {n} rows, layers of a side varying together, {permutations} permutations; p of
 at most .05 should come in 5% of them, and the score should be 0 in the mean. Brackets are Wilson's
-95% intervals; rows of one metric share their draws. The first 400 of these runs alone had 7.2% [5.1, 10.2] at mutual
-kNN with a maximum over layers, outside of 5% +- 2; the test is exact in theory, and the rest of the runs brings it back.
+95% intervals; rows of one metric share their draws. The first 400 of these runs alone had 7.2%
+[5.1, 10.2] at mutual kNN with a maximum over layers, outside of 5% +- 2; the test is exact in
+theory, and the rest of the runs brings it back.
 
 | metric | case | p at most .05 | mean score |
 |---|---|---|---|
