@@ -33,6 +33,7 @@ from lvlm_interp.organisms.scenes import (
     related_pairs,
     relation,
 )
+from lvlm_interp.organisms.specs import load_named
 from lvlm_interp.organisms.vocabulary import COLORS, OPPOSITE
 
 _FLAVOURS = {
@@ -108,19 +109,7 @@ def load(spec: str) -> list[ContrastPair]:
     Raises:
         DataError: The text names no pairs; the message says which part is wrong.
     """
-    parts = spec.split(":")
-    form = "scenes:LEVEL:N:SEED or scenes:LEVEL:N:SEED:KIND"
-    if parts[0] != "scenes" or len(parts) not in (4, 5):
-        raise DataError(f"{spec!r} is not of the form {form}, such as scenes:object:200:0")
-    numbers = []
-    for name, text, least in (("N", parts[2], 1), ("SEED", parts[3], 0)):
-        if not text.isdecimal() or int(text) < least:
-            raise DataError(f"{spec!r}: {name} must be a whole number from {least}, got {text!r}")
-        numbers.append(int(text))
-    try:
-        return pairs(parts[1], numbers[0], numbers[1], parts[4] if len(parts) == 5 else None)
-    except DataError as error:
-        raise DataError(f"{spec!r}: {error}") from error
+    return load_named(spec, "scenes", pairs)
 
 
 def _first_new(rng: random.Random, level: str, flavour: str, seen: set[str]) -> Draft:
