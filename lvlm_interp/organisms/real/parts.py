@@ -135,8 +135,8 @@ def tower_state(onnx_file: Path) -> dict[str, Tensor]:
 
 def _onnx_graph(onnx_file: Path) -> tuple[Any, dict[str, np.ndarray]]:
     try:
-        import onnx
-        from onnx import numpy_helper
+        import onnx  # pyright: ignore[reportMissingImports]
+        from onnx import numpy_helper  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ModelError(_extra("onnx")) from error
     graph = onnx.load(str(onnx_file)).graph
@@ -171,7 +171,8 @@ def language_model(gguf_file: Path) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, LlamaForCausalLM
 
     try:
-        import gguf  # noqa: F401  transformers asks for it late and with a longer message
+        # transformers asks for it late and with a longer message
+        import gguf  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ModelError(_extra("gguf")) from error
     folder, name = str(gguf_file.parent), gguf_file.name
