@@ -107,7 +107,7 @@ class Runner:
         found: list[Tensor | None] = [None] * len(examples)
         names = ["balanced"] * len(examples)
         alone: list[int] = []
-        for (prompt, _, reply), members in by_question.items():
+        for (_, _, reply), members in by_question.items():
             first = examples[members[0]]
             donors = self._donors(first)
             if donors is None:
@@ -116,7 +116,7 @@ class Runner:
             rows = [replace(first, image=donor.image) for donor in donors]
             runs = self.on(rows, [reply] * len(rows))
             for index in members:
-                found[index] = _mean_over_others(runs, donors, examples[index], prompt)
+                found[index] = _mean_over_others(runs, donors, examples[index])
         alone += [i for i, value in enumerate(found) if value is None and i not in alone]
         if alone:
             rest = self.off(FALLBACK, [examples[i] for i in alone], [replies[i] for i in alone])
@@ -154,7 +154,7 @@ def _same_size(first: Example, second: Example) -> bool:
 
 
 def _mean_over_others(
-    runs: Sequence[Tensor], donors: Sequence[Example], example: Example, _prompt: str
+    runs: Sequence[Tensor], donors: Sequence[Example], example: Example
 ) -> Tensor | None:
     """Log of the mean probability over donors of other groups, each right answer alike.
 
